@@ -1,0 +1,1 @@
+"""Latent-action world models and policies in JAX."""
