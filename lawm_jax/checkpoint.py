@@ -1,0 +1,171 @@
+"""Checkpoints: save and restore one train state, checked to the last bit.
+
+A thin module over Orbax that adds what Orbax leaves out: a SHA-256 over every leaf, verified at
+restore (Orbax restores flipped bits without a word), one clear line where a checkpoint does not fit
+the state, and an error where a save did not happen.
+"""
+
+import errno
+import hashlib
+import json
+import shutil
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from etils import epath
+
+from lawm_jax.errors import InputError, TrainingError
+
+KEEP = 2  # the newest, and the one before it should the newest be damaged
+
+
+class Restored(NamedTuple):
+    """What `Checkpoints.restore` returns."""
+
+    state: Any  # a pytree like the template
+    extra: dict[str, Any]  # as it was saved
+    step: int
+
+
+def state_digest(state: Any) -> str:
+    """SHA-256 (hex) over every leaf of a pytree: its path, dtype, shape and bytes."""
+    digest = hashlib.sha256()
+    leaves = jax.tree_util.tree_leaves_with_path(state)
+    for (path, _), value in zip(leaves, jax.device_get([leaf for _, leaf in leaves]), strict=True):
+        array = np.ascontiguousarray(value)
+        digest.update(f"{_spec(path, value)}\n".encode())
+        digest.update(array.tobytes())
+    return digest.hexdigest()
+
+
+class Checkpoints:
+    """The checkpoints of one run, in one directory: a folder a step, the newest two are kept."""
+
+    def __init__(self, directory: epath.PathLike) -> None:
+        self.directory = epath.Path(directory).absolute()
+        self._manager = ocp.CheckpointManager(
+            self.directory,
+            options=ocp.CheckpointManagerOptions(
+                max_to_keep=KEEP,
+                enable_async_checkpointing=False,
+                cleanup_tmp_directories=True,  # what a killed save left behind
+            ),
+            item_handlers={
+                "state": ocp.StandardCheckpointHandler(),
+                "meta": ocp.JsonCheckpointHandler(),
+            },
+        )
+
+    def save(self, step: int, state: Any, extra: dict[str, Any]) -> None:
+        """Writes state (a pytree of arrays) and extra (JSON-able) as `step`; returns when it is there.
+
+        A kill at any instant leaves the previous step whole. A step saved before is left as it is.
+        Raises TrainingError where the checkpoint could not be written.
+        """
+        if step == self._manager.latest_step():
+            return
+        extra = json.loads(json.dumps(extra))  # what a restore will return
+        meta = {"digest": _digest(state, extra), "leaves": _specs(state), "extra": extra}
+        try:
+            saved = self._manager.save(
+                step,
+                args=ocp.args.Composite(
+                    state=ocp.args.StandardSave(state), meta=ocp.args.JsonSave(meta)
+                ),
+            )
+        except Exception as error:
+            if _disk_full(error):
+                raise TrainingError(
+                    f"step {step}: no space left for a checkpoint {self._space(state)}"
+                ) from error
+            raise
+        if not saved:
+            raise TrainingError(
+                f"step {step}: the checkpoint in {self.directory} was refused; the newest there is "
+                f"step {self._manager.latest_step()}"
+            )
+
+    def restore(self, template: Any) -> Restored | None:
+        """Reads the newest checkpoint, or returns None where there is none.
+
+        template: a pytree of arrays (or jax.ShapeDtypeStruct with sharding) of the structure, shapes
+          and dtypes that were saved; the result is placed on devices as the template is.
+        Raises InputError where the checkpoint is damaged or of another structure.
+        """
+        steps = sorted(self._manager.all_steps())
+        if not steps:
+            return None
+        step = steps[-1]
+        try:
+            meta = self._manager.restore(
+                step, args=ocp.args.Composite(meta=ocp.args.JsonRestore())
+            )["meta"]
+            digest, leaves, extra = meta["digest"], meta["leaves"], meta["extra"]
+        except Exception as error:
+            raise self._damaged(steps, "its description cannot be read") from error
+        self._check_structure(step, leaves, _specs(template))
+        abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, template)
+        try:
+            state = self._manager.restore(
+                step, args=ocp.args.Composite(state=ocp.args.StandardRestore(abstract))
+            )["state"]
+        except Exception as error:
+            raise self._damaged(steps, "its arrays cannot be read") from error
+        if _digest(state, extra) != digest:
+            raise self._damaged(steps, "its digest differs")
+        return Restored(state, extra, step)
+
+    def close(self) -> None:
+        """Releases Orbax's resources."""
+        self._manager.close()
+
+    def _check_structure(self, step: int, saved: list[str], wanted: list[str]) -> None:
+        if saved == wanted:
+            return
+        where = f"checkpoint step {step} in {self.directory} is of another train state"
+        for a, b in zip(saved, wanted, strict=False):
+            if a != b:
+                raise InputError(f"{where}: it has {a}, this run has {b}; choose another --workdir")
+        raise InputError(
+            f"{where}: it has {len(saved)} arrays, this run has {len(wanted)}; choose another --workdir"
+        )
+
+    def _damaged(self, steps: list[int], what: str) -> InputError:
+        then = f"continue from step {steps[-2]}" if len(steps) > 1 else "start from the beginning"
+        return InputError(
+            f"checkpoint step {steps[-1]} in {self.directory} is damaged ({what}); "
+            f"delete the folder {self.directory / str(steps[-1])} to {then}"
+        )
+
+    def _space(self, state: Any) -> str:
+        needed = sum(np.asarray(leaf).nbytes for leaf in jax.tree.leaves(state)) / 1e6
+        free = shutil.disk_usage(self.directory).free / 1e6
+        return (
+            f"in {self.directory} ({needed:.1f} MB needed, {free:.1f} MB free); the previous one is "
+            "whole: free some space and start the same command again"
+        )
+
+
+def _digest(state: Any, extra: dict[str, Any]) -> str:
+    text = state_digest(state) + json.dumps(extra, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _spec(path: Any, leaf: Any) -> str:
+    """Names a leaf, like "params/kernel float32[128, 64]"."""
+    name = jax.tree_util.keystr(path, simple=True, separator="/")
+    return f"{name} {np.dtype(leaf.dtype).name}{list(leaf.shape)}"
+
+
+def _specs(state: Any) -> list[str]:
+    return [_spec(path, leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(state)]
+
+
+def _disk_full(error: BaseException | None) -> bool:
+    while error is not None:
+        if getattr(error, "errno", None) == errno.ENOSPC or "No space left" in str(error):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
