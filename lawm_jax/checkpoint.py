@@ -59,7 +59,7 @@ class Checkpoints:
         )
 
     def save(self, step: int, state: Any, extra: dict[str, Any]) -> None:
-        """Writes state (a pytree of arrays) and extra (JSON-able) as `step`; returns when it is there.
+        """Writes state (a pytree of arrays) and extra (JSON-able); returns when they are there.
 
         A kill at any instant leaves the previous step whole. A step saved before is left as it is.
         Raises TrainingError where the checkpoint could not be written.
@@ -90,8 +90,8 @@ class Checkpoints:
     def restore(self, template: Any) -> Restored | None:
         """Reads the newest checkpoint, or returns None where there is none.
 
-        template: a pytree of arrays (or jax.ShapeDtypeStruct with sharding) of the structure, shapes
-          and dtypes that were saved; the result is placed on devices as the template is.
+        template: a pytree of arrays, or of jax.ShapeDtypeStruct with shardings, of the structure,
+          shapes and dtypes that were saved; the result is placed on devices as the template is.
         Raises InputError where the checkpoint is damaged or of another structure.
         """
         steps = sorted(self._manager.all_steps())
@@ -128,9 +128,8 @@ class Checkpoints:
         for a, b in zip(saved, wanted, strict=False):
             if a != b:
                 raise InputError(f"{where}: it has {a}, this run has {b}; choose another --workdir")
-        raise InputError(
-            f"{where}: it has {len(saved)} arrays, this run has {len(wanted)}; choose another --workdir"
-        )
+        counts = f"it has {len(saved)} arrays, this run has {len(wanted)}"
+        raise InputError(f"{where}: {counts}; choose another --workdir")
 
     def _damaged(self, steps: list[int], what: str) -> InputError:
         then = f"continue from step {steps[-2]}" if len(steps) > 1 else "start from the beginning"
@@ -143,8 +142,8 @@ class Checkpoints:
         needed = sum(np.asarray(leaf).nbytes for leaf in jax.tree.leaves(state)) / 1e6
         free = shutil.disk_usage(self.directory).free / 1e6
         return (
-            f"in {self.directory} ({needed:.1f} MB needed, {free:.1f} MB free); the previous one is "
-            "whole: free some space and start the same command again"
+            f"in {self.directory} ({needed:.1f} MB needed, {free:.1f} MB free); the previous one "
+            "is whole: free some space and start the same command again"
         )
 
 

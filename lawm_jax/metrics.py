@@ -1,6 +1,7 @@
 """Metrics of a run: WORKDIR/metrics.jsonl, one JSON object a logged step, and TensorBoard."""
 
 import json
+import os
 from collections.abc import Mapping
 from typing import Any
 
@@ -14,8 +15,8 @@ from lawm_jax.errors import TrainingError
 def check_finite(metrics: Mapping[str, Any], first_step: int) -> None:
     """Raises TrainingError naming the metric and the step where a value is NaN or infinite.
 
-    metrics: name -> [K] (or scalar) values of the steps first_step ... first_step + K - 1. Names the
-      earliest such step, and every metric that is not finite there.
+    metrics: name -> [K] (or scalar) values of the steps first_step ... first_step + K - 1.
+      Named are the earliest such step and every metric that is not finite there.
     """
     bad = {}
     for name, values in metrics.items():
@@ -34,7 +35,7 @@ def check_finite(metrics: Mapping[str, Any], first_step: int) -> None:
 
 
 class MetricLogger:
-    """Appends metrics to WORKDIR/metrics.jsonl and to TensorBoard event files in WORKDIR/tensorboard.
+    """Appends metrics to WORKDIR/metrics.jsonl and to TensorBoard files in WORKDIR/tensorboard.
 
     workdir: the run's work directory.
     position: what `position()` returned when the checkpoint that the run continues from was saved:
@@ -47,8 +48,9 @@ class MetricLogger:
         path = workdir / "metrics.jsonl"
         kept = path.read_bytes()[: position["bytes"]] if position and path.exists() else b""
         kept = kept[: kept.rfind(b"\n") + 1]
-        self._file = open(path, "ab", buffering=0)  # unbuffered: a kill loses nothing
+        self._file = open(path, "ab", buffering=0)  # noqa: SIM115 - a kill loses nothing
         self._file.truncate(len(kept))
+        self._file.seek(0, os.SEEK_END)
         # Event files cannot be cut back, so TensorBoard's are written anew from what was kept.
         board = workdir / "tensorboard"
         if board.exists():

@@ -1,0 +1,242 @@
+"""What every experiment starts with: command line, work directory, signals and exit codes.
+
+    def main(run: launch.Run) -> None: ...
+
+    if __name__ == "__main__":
+        launch.run(main)
+
+Exit codes: 0 done, 2 bad usage or input, 75 stopped by a signal after saving (the same command
+again continues the run), 1 anything else. What a user can mend is one line on stderr.
+"""
+
+import dataclasses
+import errno
+import fcntl
+import json
+import os
+import shlex
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from types import FrameType
+from typing import IO, TYPE_CHECKING, Any, NoReturn
+
+from ml_collections import ConfigDict
+
+from experiments import command_line
+from experiments.summary import summary
+from lawm_jax.errors import InputError, TrainingError
+
+if TYPE_CHECKING:
+    from etils import epath
+
+DONE, FAILED, BAD_INPUT, STOPPED = 0, 1, 2, 75
+
+
+class Stopped(Exception):
+    """Raised by a training loop that has saved because `run.stop.requested`."""
+
+
+class StopSignal:
+    """SIGTERM and SIGINT as a flag that training loops poll; a second SIGINT exits at once."""
+
+    def __init__(self) -> None:
+        self.requested = False
+
+    def install(self) -> None:
+        """Takes over the two signals."""
+        signal.signal(signal.SIGTERM, self._handle)
+        signal.signal(signal.SIGINT, self._handle)
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        if self.requested and number == signal.SIGINT:
+            os._exit(FAILED)
+        self.requested = True
+        # not print, which may be under way at this very moment
+        os.write(2, b"\nstopping after the next save (Ctrl-C again exits at once)\n")
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """One run of an experiment, as its `main` receives it."""
+
+    config: ConfigDict  # locked, overrides applied
+    workdir: "epath.Path"  # exists; no other live process uses it
+    data_dir: "epath.Path"
+    render: bool
+    command: str  # what started the run
+    commit: str  # of the checkout, with "-dirty" where it has changes; "unknown" without git
+    stop: StopSignal
+
+
+def run(main: Callable[[Run], None], argv: list[str] | None = None) -> NoReturn:
+    """Parses the command line, prepares the work directory, calls main and exits."""
+    try:
+        code = _run(main, sys.argv if argv is None else argv)
+    except InputError as error:
+        code = _fail(BAD_INPUT, error)
+    except TrainingError as error:
+        code = _fail(FAILED, error)
+    except Exception as error:
+        full = _disk_full(error)
+        if full is None:
+            raise
+        where = f" (writing {full.filename})" if full.filename else ""
+        code = _fail(FAILED, f"no space left on the disk{where}; free some and start again")
+    sys.exit(code)
+
+
+def _run(main: Callable[[Run], None], argv: list[str]) -> int:
+    if {"-h", "-help", "--help"} & set(argv[1:]):
+        print(f"{main.__globals__.get('__doc__') or ''}\nFlags:\n{command_line.HELP}")
+        return DONE
+    parsed = command_line.parse(argv)
+    experiment = Path(argv[0]).stem
+    workdir = Path(parsed.workdir or Path("runs", experiment, parsed.run_name()))
+    with _lock(workdir):
+        config = json.loads(parsed.config.to_json_best_effort())
+        _claim(workdir, {"experiment": experiment, "config": config})
+        results = workdir / "results.json"
+        if results.exists():
+            print(f"{workdir} is finished:\n\n{summary(json.loads(results.read_text()))}")
+            return DONE
+        return _start(main, parsed, experiment, workdir, argv)
+
+
+def _start(
+    main: Callable[[Run], None],
+    parsed: command_line.CommandLine,
+    experiment: str,
+    workdir: Path,
+    argv: list[str],
+) -> int:
+    stop = StopSignal()
+    stop.install()
+    commit = _commit()
+    print(f"{experiment}: {_start_jax()}, commit {commit}, work directory {workdir}", flush=True)
+
+    from etils import epath
+
+    started = Run(
+        config=parsed.config,
+        workdir=epath.Path(workdir),
+        data_dir=epath.Path(parsed.data_dir),
+        render=parsed.render,
+        command=shlex.join(["python", "-m", f"experiments.{experiment}", *argv[1:]]),
+        commit=commit,
+        stop=stop,
+    )
+    try:
+        main(started)
+    except Stopped:
+        print("stopped after saving; start the same command again to continue", flush=True)
+        return STOPPED
+    return DONE
+
+
+def _fail(code: int, message: object) -> int:
+    print(f"error: {message}", file=sys.stderr, flush=True)
+    return code
+
+
+def _disk_full(error: BaseException | None) -> OSError | None:
+    while error is not None:
+        if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+            return error
+        error = error.__cause__ or error.__context__
+    return None
+
+
+# ---- work directory
+
+
+def _lock(workdir: Path) -> IO[str]:
+    """Locks the work directory for this process; the kernel frees it however the process ends."""
+    workdir.mkdir(parents=True, exist_ok=True)
+    lock = open(workdir / ".lock", "a+")  # noqa: SIM115
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        lock.seek(0)
+        raise InputError(
+            f"work directory {workdir} is in use by process {lock.read().strip()}; "
+            "wait for it, or choose another --workdir"
+        ) from None
+    lock.truncate(0)
+    lock.write(f"{os.getpid()}\n")
+    lock.flush()
+    return lock
+
+
+def _claim(workdir: Path, identity: dict[str, Any]) -> None:
+    """Writes config.json, or checks that the one there is of the same experiment and config."""
+    path = workdir / "config.json"
+    if not path.exists():
+        part = path.with_suffix(".part")
+        part.write_text(json.dumps(identity, indent=2) + "\n")
+        part.replace(path)
+        return
+    before, now = _flatten(json.loads(path.read_text())), _flatten(identity)
+    differences = [
+        f"{key.removeprefix('config.')} {before.get(key, 'absent')} -> {now.get(key, 'absent')}"
+        for key in sorted(before | now)
+        if before.get(key, "absent") != now.get(key, "absent")
+    ]
+    if differences:
+        raise InputError(
+            f"work directory {workdir} belongs to another run ({', '.join(differences)}); "
+            "choose another --workdir"
+        )
+
+
+def _flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat = {}
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            flat |= _flatten(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
+
+
+# ---- surroundings
+
+
+def _commit() -> str:
+    """The commit of the checkout that holds this file."""
+
+    def git(*args: str) -> str:
+        directory = Path(__file__).parent
+        return subprocess.check_output(
+            ["git", *args], cwd=directory, text=True, stderr=subprocess.DEVNULL
+        ).strip()
+
+    try:
+        dirty = "-dirty" if git("status", "--porcelain", "--untracked-files=no") else ""
+        return git("rev-parse", "HEAD") + dirty
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+
+
+def _start_jax() -> str:
+    """Starts the JAX backend and its compilation cache; says in words what was found.
+
+    Raises InputError where the platform that JAX_PLATFORMS asks for is not there.
+    """
+    import jax
+
+    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+        cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+        jax.config.update("jax_compilation_cache_dir", str(cache / "lawm_jax"))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+    try:
+        devices = jax.devices()
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).partition("\n")[0] or "no such backend"
+        asked = os.environ.get("JAX_PLATFORMS")
+        raise InputError(f"JAX found no device for JAX_PLATFORMS={asked}: {reason}") from error
+    kind = devices[0].device_kind
+    name = jax.default_backend() + ("" if kind == jax.default_backend() else f" ({kind})")
+    return f"{len(devices)} device{'s' if len(devices) > 1 else ''}, {name}"

@@ -1,0 +1,44 @@
+"""Progress of a training phase: a bar with ETA on a terminal, elsewhere a line now and then."""
+
+import sys
+import time
+from collections.abc import Mapping
+
+from tqdm import tqdm
+
+SECONDS_BETWEEN_LINES = 10.0
+
+
+class Progress:
+    """Reports the steps of one phase.
+
+    phase: its name; total: its last step; first: the step that the run continues from.
+    """
+
+    def __init__(self, phase: str, total: int, first: int = 0) -> None:
+        self._phase, self._total, self._first = phase, total, first
+        self._start = self._last_line = time.monotonic()
+        self._bar = None
+        if sys.stderr.isatty():
+            self._bar = tqdm(desc=phase, total=total, initial=first, dynamic_ncols=True)
+
+    def update(self, step: int, shown: Mapping[str, float] | None = None) -> None:
+        """Tells that `step` steps are done; shown: a few metrics to print beside."""
+        values = {name: f"{float(value):.4g}" for name, value in (shown or {}).items()}
+        if self._bar is not None:
+            self._bar.set_postfix(values, refresh=False)
+            self._bar.update(step - self._bar.n)
+            return
+        now = time.monotonic()
+        if now - self._last_line < SECONDS_BETWEEN_LINES and step < self._total:
+            return
+        self._last_line = now
+        rate = (step - self._first) / max(now - self._start, 1e-9)
+        left = f", {(self._total - step) / rate:.0f} s left" if rate > 0 else ""
+        metrics = "".join(f", {name} {value}" for name, value in values.items())
+        print(f"{self._phase} {step}/{self._total}, {rate:.3g} steps/s{left}{metrics}", flush=True)
+
+    def close(self) -> None:
+        """Ends the bar."""
+        if self._bar is not None:
+            self._bar.close()
