@@ -1,0 +1,209 @@
+"""The latent-action policy and its critic, learned in imagination (LAWM section 3, appendix C).
+
+Values are learned as average rewards a step, (1 - discount) times the discounted return: of the
+rewards' order of magnitude whatever the discount, which small networks reach soon.
+"""
+
+import dataclasses
+from collections.abc import Callable
+
+import chex
+import flax.linen as nn
+import flax.struct
+import jax
+import jax.numpy as jnp
+import optax
+
+from lawm_jax.dists import tanh_normal_log_prob
+from lawm_jax.lawm.elbo import Metrics
+from lawm_jax.lawm.imagination import imagine
+from lawm_jax.lawm.learner import row_keys
+from lawm_jax.lawm.world_model import Params, State, WorldModel
+from lawm_jax.nets import MLP, normal_from
+from lawm_jax.returns import lambda_returns
+from lawm_jax.runner import AXIS
+
+POLICY_MIN_STD = 0.1
+
+
+@dataclasses.dataclass(frozen=True)
+class AgentConfig:
+    """Settings of policy learning; `start_rows` is global, over all devices."""
+
+    steps: int
+    start_rows: int
+    horizon: int
+    epsilon: float  # the support: standard deviations of the latent-action prior
+    discount: float
+    lambda_: float
+    entropy: float  # weight of the policy's entropy against average reward a step
+    target_rate: float
+    units: int
+    layers: int
+    values: int  # value networks; their minimum is the critic
+    policy_size: int  # U, or A for a plain Dreamer
+    learning_rate: float
+    gradient_clip: float
+
+
+@flax.struct.dataclass
+class AgentState:
+    """Everything that policy learning changes or counts."""
+
+    policy: Params
+    value: Params  # leading axis: the ensemble
+    target: Params  # the slow copy of value
+    opt_state: optax.OptState  # of (policy, value)
+    seed: jax.Array
+    step: jax.Array
+
+
+def policy_net(config: AgentConfig) -> MLP:
+    """State feature [..., H + Z] -> [..., 2 U]: mean and raw std before the tanh."""
+    return MLP(config.units, config.layers, 2 * config.policy_size)
+
+
+def value_net(config: AgentConfig) -> nn.Module:
+    """State feature [..., H + Z] -> [K, ..., 1]: an ensemble of average-reward values."""
+    ensemble = nn.vmap(
+        MLP, in_axes=None, out_axes=0, axis_size=config.values,
+        variable_axes={"params": 0}, split_rngs={"params": True},
+    )
+    return ensemble(config.units, config.layers, 1, zero_init=True)
+
+
+def act(
+    config: AgentConfig, params: Params, state: State, noise: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """A sample v [..., U] of the tanh-Gaussian policy and its log-probability [...].
+
+    Zero noise gives the policy's mode.
+    """
+    raw = policy_net(config).apply({"params": params}, state.feature)
+    gaussian = normal_from(raw, POLICY_MIN_STD)
+    pre_tanh = gaussian.sample(noise)
+    return jnp.tanh(pre_tanh), tanh_normal_log_prob(gaussian, pre_tanh)
+
+
+def critic(config: AgentConfig, params: Params, state: State) -> jax.Array:
+    """Each network's estimate [K, ...] of the average reward a step from here on."""
+    return value_net(config).apply({"params": params}, state.feature)[..., 0]
+
+
+def make_optimiser(config: AgentConfig) -> optax.GradientTransformation:
+    """Adam with clipped gradients, for policy and value apart."""
+    one = optax.chain(
+        optax.clip_by_global_norm(config.gradient_clip), optax.adam(config.learning_rate)
+    )
+    return optax.multi_transform(
+        {"policy": one, "value": one}, {"policy": "policy", "value": "value"}
+    )
+
+
+def init(config: AgentConfig, feature_size: int, seed: int) -> AgentState:
+    """A fresh agent for states of H + Z = `feature_size` features."""
+    policy_key, value_key = jax.random.split(jax.random.key(seed))
+    feature = jnp.zeros((1, feature_size))
+    policy = policy_net(config).init(policy_key, feature)["params"]
+    value = value_net(config).init(value_key, feature)["params"]
+    return AgentState(
+        policy=policy,
+        value=value,
+        target=jax.tree.map(jnp.copy, value),
+        opt_state=make_optimiser(config).init({"policy": policy, "value": value}),
+        seed=jnp.asarray(seed, jnp.int32),
+        step=jnp.zeros((), jnp.int32),
+    )
+
+
+def agent_loss(
+    model: WorldModel,
+    config: AgentConfig,
+    trained: dict[str, Params],
+    target: Params,
+    world: Params,
+    start: State,
+    noise: tuple[jax.Array, jax.Array],
+) -> tuple[jax.Array, Metrics]:
+    """Policy and value losses on one imagined rollout.
+
+    The policy maximises the lambda-returns, differentiated through the dynamics, and its entropy;
+    the values regress on the same returns, which bootstrap from the slow target's minimum. The two
+    sets of parameters do not touch each other's loss, so one gradient serves both.
+
+    Args:
+      trained: {"policy": ..., "value": ...}.
+      target: the slow value parameters.
+      world: the world model's parameters, which are not trained here.
+      start: [N] states.
+      noise: standard-normal, z [H, N, Z] and v [H, N, U].
+    """
+    policy = lambda state, noise: act(config, trained["policy"], state, noise)  # noqa: E731
+    rollout = imagine(model, world, policy, start, *noise, config.epsilon)
+    after = jax.tree.map(lambda x: x[1:], rollout.state)
+    before = jax.lax.stop_gradient(jax.tree.map(lambda x: x[:-1], rollout.state))
+
+    scale = 1.0 - config.discount
+    reward = model.apply({"params": world}, after, method="reward")
+    bootstrap = critic(config, target, after).min(0)
+    returns = lambda_returns(scale * reward, bootstrap, config.discount, config.lambda_)
+    chex.assert_equal_shape([returns, rollout.log_prob])
+    policy_loss = -jnp.mean(returns) + config.entropy * scale * jnp.mean(rollout.log_prob)
+
+    estimate = critic(config, trained["value"], before)
+    value_error = estimate - jax.lax.stop_gradient(returns)
+    value_loss = 0.5 * jnp.mean(jnp.sum(value_error**2, axis=0))
+    metrics = {
+        "imagined_reward": reward.mean(),
+        "imagined_return": returns.mean() / scale,
+        "value_disagreement": jnp.std(estimate, axis=0).mean() / scale,
+        "value_error": jnp.sqrt(jnp.mean(value_error**2)) / scale,
+        "policy_log_prob": rollout.log_prob.mean(),
+        "policy_loss": policy_loss,
+        "value_loss": value_loss,
+    }
+    return policy_loss + value_loss, metrics
+
+
+def make_step(
+    model: WorldModel, config: AgentConfig, devices: int
+) -> Callable[[AgentState, Params, State], tuple[AgentState, Metrics]]:
+    """The per-device train step that `runner.data_parallel` maps.
+
+    It takes the world model's parameters as its shared input and this device's start states [M].
+    """
+    rows = config.start_rows // devices
+    optimiser = make_optimiser(config)
+
+    def draw(key: jax.Array, starts: State) -> tuple[State, jax.Array, jax.Array]:
+        which, key_z, key_v = jax.random.split(key, 3)
+        index = jax.random.randint(which, (), 0, starts.h.shape[0])
+        return (
+            jax.tree.map(lambda x: x[index], starts),
+            jax.random.normal(key_z, (config.horizon, model.stochastic)),
+            jax.random.normal(key_v, (config.horizon, config.policy_size)),
+        )
+
+    def step(state: AgentState, world: Params, starts: State) -> tuple[AgentState, Metrics]:
+        keys = row_keys(state.seed, state.step, 0, rows)
+        start, noise_z, noise_v = jax.vmap(draw, (0, None), (0, 1, 1))(keys, starts)
+        trained = {"policy": state.policy, "value": state.value}
+        loss = lambda trained: agent_loss(  # noqa: E731
+            model, config, trained, state.target, world, start, (noise_z, noise_v)
+        )
+        grads, metrics = jax.grad(loss, has_aux=True)(trained)
+        grads, metrics = jax.lax.pmean((grads, metrics), AXIS)
+        updates, opt_state = optimiser.update(grads, state.opt_state, trained)
+        trained = optax.apply_updates(trained, updates)
+        metrics["policy_gradient_norm"] = optax.global_norm(grads["policy"])
+        metrics["value_gradient_norm"] = optax.global_norm(grads["value"])
+        state = state.replace(
+            policy=trained["policy"],
+            value=trained["value"],
+            target=optax.incremental_update(trained["value"], state.target, config.target_rate),
+            opt_state=opt_state,
+            step=state.step + 1,
+        )
+        return state, metrics
+
+    return step

@@ -1,0 +1,70 @@
+"""Imagination: the prior's dynamics under a latent-action policy (LAWM section 3, C-LAP)."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from lawm_jax.dists import Normal
+from lawm_jax.lawm.world_model import Params, State, WorldModel
+
+
+class Rollout(NamedTuple):
+    """H imagined steps: state [H+1, N] with the start first, action [H, N, A], log_prob [H, N].
+
+    log_prob is that of the policy's own output v in [-1, 1]^U, before the support map.
+    """
+
+    state: State
+    action: jax.Array
+    log_prob: jax.Array
+
+
+def to_support(model: WorldModel, params: Params, state: State, v: jax.Array, epsilon: float
+               ) -> jax.Array:
+    """Maps a policy output v in [-1, 1]^U to an action a [..., A] inside the data's support.
+
+    The latent action u = mu(s) + epsilon * sigma(s) * v stays within epsilon standard deviations of
+    its prior (LAWM: u = epsilon * v), and the shared decoder turns it into an action. A plain
+    Dreamer has no latent action: v is the action.
+    """
+    if not model.latent_action:
+        return v
+    prior = model.apply({"params": params}, state, method="latent_prior")
+    u = prior.mean + epsilon * prior.std * v
+    return model.apply({"params": params}, state, u, method="decode_action")
+
+
+def imagine(
+    model: WorldModel,
+    params: Params,
+    policy: Callable[[State, jax.Array], tuple[jax.Array, jax.Array]],
+    start: State,
+    noise_z: jax.Array,
+    noise_v: jax.Array,
+    epsilon: float,
+) -> Rollout:
+    """Rolls the dynamics prior out from `start`, differentiably, one scan step an imagined step.
+
+    Args:
+      policy: (state, standard-normal noise [N, U]) -> (v in [-1, 1] [N, U], log_prob [N]).
+      start: [N] states.
+      noise_z: [H, N, Z] standard-normal noise of the prior.
+      noise_v: [H, N, U] standard-normal noise of the policy.
+      epsilon: width of the support in standard deviations of the latent-action prior.
+    """
+    apply = lambda method, *args: model.apply({"params": params}, *args, method=method)  # noqa: E731
+
+    def step(state: State, noise: tuple[jax.Array, jax.Array]) -> tuple[State, tuple]:
+        noise_z, noise_v = noise
+        v, log_prob = policy(state, noise_v)
+        action = to_support(model, params, state, v, epsilon)
+        h = apply("transition", state, action)
+        prior: Normal = apply("prior", h)
+        state = State(h, prior.sample(noise_z))
+        return state, (state, action, log_prob)
+
+    _, (states, action, log_prob) = jax.lax.scan(step, start, (noise_z, noise_v))
+    prepend = lambda first, rest: jnp.concatenate([first[None], rest], 0)  # noqa: E731
+    return Rollout(jax.tree.map(prepend, start, states), action, log_prob)

@@ -1,0 +1,135 @@
+"""World-model learning: one struct that remembers, one step that updates it."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import NamedTuple
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import optax
+
+from lawm_jax.data.windows import TrajectoryArrays, Windows, sample_windows
+from lawm_jax.lawm.elbo import ElboConfig, Metrics, draw_noise, elbo_loss
+from lawm_jax.lawm.world_model import Params, WorldModel, init_params
+from lawm_jax.runner import AXIS, global_rows
+
+
+@flax.struct.dataclass
+class Normaliser:
+    """Per-dimension mean and std [O] of the observations, fixed when training starts."""
+
+    mean: jax.Array
+    std: jax.Array
+
+    def __call__(self, observation: jax.Array) -> jax.Array:
+        """Raw [..., O] to zero mean and unit variance."""
+        return (observation - self.mean) / self.std
+
+
+@flax.struct.dataclass
+class WorldModelState:
+    """Everything that world-model training changes or counts."""
+
+    params: Params
+    opt_state: optax.OptState
+    normaliser: Normaliser
+    seed: jax.Array  # int32; a step's randomness is fold_in(seed, step)
+    step: jax.Array  # int32
+
+
+class TrainingData(NamedTuple):
+    """What training may see: labelled trajectories, and unlabelled ones without actions, or None."""
+
+    labelled: TrajectoryArrays
+    unlabelled: TrajectoryArrays | None
+
+
+@dataclasses.dataclass(frozen=True)
+class LearnerConfig:
+    """Sizes of a batch and of an update. Row counts are global, over all devices."""
+
+    steps: int
+    labelled_rows: int
+    unlabelled_rows: int
+    window: int
+    learning_rate: float
+    learning_rate_end: float  # share of the learning rate that a cosine decay ends at
+    warmup_steps: int
+    weight_decay: float
+    gradient_clip: float
+
+
+def make_optimiser(
+    learning_rate: float, end: float, steps: int, warmup: int, weight_decay: float, clip: float
+) -> optax.GradientTransformation:
+    """AdamW with clipped gradients, a linear warm-up and a cosine decay to `end` of the rate."""
+    schedule = optax.warmup_cosine_decay_schedule(
+        0.0 if warmup else learning_rate, learning_rate, warmup, max(steps, warmup + 1),
+        end * learning_rate,
+    )
+    return optax.chain(
+        optax.clip_by_global_norm(clip), optax.adamw(schedule, weight_decay=weight_decay)
+    )
+
+
+def init(
+    model: WorldModel, optimiser: optax.GradientTransformation, normaliser: Normaliser, seed: int
+) -> WorldModelState:
+    """A fresh train state."""
+    params = init_params(model, jax.random.key(seed))
+    return WorldModelState(
+        params=params,
+        opt_state=optimiser.init(params),
+        normaliser=normaliser,
+        seed=jnp.asarray(seed, jnp.int32),
+        step=jnp.zeros((), jnp.int32),
+    )
+
+
+def row_keys(seed: jax.Array, step: jax.Array, tag: int, local_rows: int) -> jax.Array:
+    """One key a global row of this device [local_rows]: the same row, the same randomness."""
+    key = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), step), tag)
+    return jax.vmap(lambda row: jax.random.fold_in(key, row))(global_rows(local_rows))
+
+
+def make_step(
+    model: WorldModel,
+    elbo: ElboConfig,
+    config: LearnerConfig,
+    optimiser: optax.GradientTransformation,
+    devices: int,
+) -> Callable[[WorldModelState, None, TrainingData], tuple[WorldModelState, Metrics]]:
+    """The per-device train step that `runner.data_parallel` maps: sample, differentiate, update."""
+    labelled_rows = config.labelled_rows // devices
+    unlabelled_rows = config.unlabelled_rows // devices
+
+    def draw(state: WorldModelState, data: TrajectoryArrays, tag: int, rows: int) -> tuple:
+        keys = row_keys(state.seed, state.step, tag, rows)
+        windows = sample_windows(data, keys, config.window)
+        normalised = state.normaliser(windows.observation)
+        return windows._replace(observation=normalised), keys
+
+    def step(
+        state: WorldModelState, shared: None, data: TrainingData
+    ) -> tuple[WorldModelState, Metrics]:
+        del shared
+        labelled, keys = draw(state, data.labelled, 0, labelled_rows)
+        unlabelled: Windows | None = None
+        if unlabelled_rows:
+            unlabelled, more = draw(state, data.unlabelled, 1, unlabelled_rows)
+            keys = jnp.concatenate([keys, more])
+        noise = draw_noise(model, keys, config.window, labelled_rows)
+        loss = lambda params: elbo_loss(model, elbo, params, labelled, unlabelled, noise)  # noqa: E731
+        grads, metrics = jax.grad(loss, has_aux=True)(state.params)
+        grads, metrics = jax.lax.pmean((grads, metrics), AXIS)
+        updates, opt_state = optimiser.update(grads, state.opt_state, state.params)
+        metrics["gradient_norm"] = optax.global_norm(grads)
+        state = state.replace(
+            params=optax.apply_updates(state.params, updates),
+            opt_state=opt_state,
+            step=state.step + 1,
+        )
+        return state, metrics
+
+    return step

@@ -1,0 +1,68 @@
+"""Network parts: each computes one step of one thing; functions elsewhere own time."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from lawm_jax.dists import Normal
+
+
+class Hidden(nn.Module):
+    """Dense, LayerNorm, Swish: [..., D] -> [..., units] (LAWM appendix C)."""
+
+    units: int
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Applies the layer; the normalisation's statistics are float32 whatever the dtype."""
+        x = nn.Dense(self.units, use_bias=False, dtype=self.dtype)(x)
+        return nn.swish(nn.LayerNorm(dtype=self.dtype)(x))
+
+
+class MLP(nn.Module):
+    """`layers` hidden layers and, if `out` > 0, a linear float32 output: [..., D] -> [..., out]."""
+
+    units: int
+    layers: int
+    out: int = 0
+    dtype: jnp.dtype = jnp.float32
+    zero_init: bool = False  # the output starts at zero
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Applies the network."""
+        for _ in range(self.layers):
+            x = Hidden(self.units, self.dtype)(x)
+        if not self.out:
+            return x
+        init = nn.initializers.zeros if self.zero_init else nn.initializers.lecun_normal()
+        x = nn.Dense(self.out, dtype=self.dtype, kernel_init=init)(x)
+        return x.astype(jnp.float32)
+
+
+class GRUCell(nn.Module):
+    """A GRU cell whose three gates are one matmul and one LayerNorm (DreamerV2's recurrence).
+
+    The update gate starts closed (bias -1), so that memory persists early in training.
+    """
+
+    units: int
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, h: jax.Array, x: jax.Array) -> jax.Array:
+        """(h [B, units] float32, x [B, D]) -> the next h [B, units] float32."""
+        joint = jnp.concatenate([h.astype(self.dtype), x.astype(self.dtype)], -1)
+        gates = nn.Dense(3 * self.units, use_bias=False, dtype=self.dtype)(joint)
+        gates = nn.LayerNorm(dtype=jnp.float32)(gates)
+        reset, candidate, update = jnp.split(gates, 3, axis=-1)
+        candidate = jnp.tanh(nn.sigmoid(reset) * candidate)
+        update = nn.sigmoid(update - 1.0)
+        return update * candidate + (1.0 - update) * h
+
+
+def normal_from(x: jax.Array, min_std: float) -> Normal:
+    """Splits a float32 network output [..., 2 D] into Normal(mean, softplus(raw) + min_std)."""
+    mean, raw = jnp.split(x, 2, axis=-1)
+    return Normal(mean, jax.nn.softplus(raw) + min_std)
