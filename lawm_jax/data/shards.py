@@ -64,7 +64,7 @@ def write_dataset(
 
     Raises:
         InputError: a data set of that name exists, a trajectory is wrong, metadata is not JSON.
-        TrainingError: not enough disk space.
+        TrainingError: the disk is full or cannot be written to.
     """
     directory = _directory(data_dir, name)
     exists = InputError(f"{directory} exists: choose another name, or remove it to write it again")
@@ -80,7 +80,7 @@ def write_dataset(
     try:
         with incomplete_dir(directory) as temporary:  # renamed at the end
             _write(epath.Path(temporary), name, trajectories, meta)
-    except OSError as error:
+    except (OSError, RuntimeError) as error:  # ArrayRecord raises RuntimeError where a disk is full
         if directory.exists():  # another process finished first
             raise exists from error
         raise TrainingError(f"{name} could not be written to {data_dir}: {error}") from error
@@ -95,7 +95,7 @@ def read_dataset(data_dir: epath.PathLike, name: str) -> Dataset:
             (names the file and the record).
     """
     directory = _directory(data_dir, name)
-    if not dataset_exists(data_dir, name):
+    if not directory.exists():
         raise InputError(f"no data set '{name}' in {data_dir}; {_available(data_dir)}")
     metadata, expected = _read_metadata(directory)
     trajectories = list(_read_trajectories(directory))
@@ -125,7 +125,8 @@ def _write(directory: epath.Path, name: str, trajectories: list[Trajectory], met
         metadata=tfds.core.MetadataDict(meta),
         disable_shuffling=True,
     )
-    record_bytes = max(t.observation.nbytes + t.reward.nbytes for t in trajectories)
+    step_bytes = 4 * (trajectories[0].observation.shape[1] + (action_size or 0) + 1)
+    record_bytes = step_bytes * max(trajectory.length for trajectory in trajectories)
     writer = tfds.core.SequentialWriter(
         info, max_examples_per_shard=max(1, SHARD_BYTES // record_bytes), file_format="array_record"
     )
