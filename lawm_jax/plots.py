@@ -1,0 +1,122 @@
+"""Plots of a run, drawn from plain records: what metrics.jsonl and results.json hold.
+
+Every function writes one PNG; a plot that is there is replaced whole or not at all. The colours are
+those of Okabe and Ito, which colour-blind readers tell apart.
+"""
+
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from etils import epath
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+BLUE, ORANGE, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#666666"
+QUARTILES = (("p75", "75th percentile", ":"), ("median", "median", "--"), ("p25", "25th", ":"))
+
+
+def learning_curve(
+    path: epath.PathLike,
+    records: Sequence[Mapping[str, Any]],
+    return_statistics: Mapping[str, float],
+) -> None:
+    """Draws the return in the real environment against the agent's step.
+
+    records: those with "return_mean" are drawn, with a band of +- "return_ci95" where they have it.
+    return_statistics: of the data set; its p25, median and p75 become horizontal lines.
+    """
+    evaluations = [record for record in records if "return_mean" in record]
+    step = [record["step"] for record in evaluations]
+    mean = np.array([record["return_mean"] for record in evaluations])
+    half = np.array([record.get("return_ci95", 0.0) for record in evaluations])
+    with _figure(path, "agent step", "episode return") as axes:
+        axes.fill_between(step, mean - half, mean + half, color=BLUE, alpha=0.2, linewidth=0)
+        axes.plot(step, mean, color=BLUE, marker="o", markersize=3, label="policy, 95% interval")
+        for key, label, style in QUARTILES:
+            if key in return_statistics:
+                axes.axhline(
+                    return_statistics[key], color=GREY, linestyle=style, label=f"data set, {label}"
+                )
+        axes.set_ylim(bottom=0)
+        axes.legend(frameon=False)
+
+
+def model_losses(path: epath.PathLike, records: Sequence[Mapping[str, Any]]) -> None:
+    """Draws every metric of the phase "world_model" against the step, a panel each."""
+    records = [record for record in records if record["phase"] == "world_model"]
+    names = list(dict.fromkeys(name for record in records for name in record))
+    names = [name for name in names if name not in ("step", "phase")]
+    columns = 3
+    rows = max(1, -(-len(names) // columns))
+    figure = _new_figure(9.0, 2.0 * rows + 0.5)
+    panels = figure.subplots(rows, columns, squeeze=False, sharex=True).flat
+    for axes, name in zip(panels, names, strict=False):
+        points = [(record["step"], record[name]) for record in records if name in record]
+        axes.plot(*zip(*points, strict=True), color=BLUE, linewidth=1)
+        axes.set_title(name, fontsize=9)
+        _tidy(axes)
+    for axes in panels[len(names) :]:
+        axes.set_visible(False)
+    figure.supxlabel("world-model step", fontsize=10)
+    _write(figure, path)
+
+
+def open_loop(path: epath.PathLike, errors: Mapping[int, float]) -> None:
+    """Draws the open-loop prediction error against the horizon; errors: steps ahead -> error."""
+    horizons = sorted(errors)
+    with _figure(path, "steps predicted ahead", "observation error") as axes:
+        axes.plot(horizons, [errors[h] for h in horizons], color=BLUE, marker="o")
+        axes.set_xticks(horizons)
+        axes.set_ylim(bottom=0)
+
+
+def return_histogram(
+    path: epath.PathLike, returns: Sequence[float], policy_return: float | None = None
+) -> None:
+    """Draws the histogram of a data set's episode returns, the policy's return marked in it."""
+    with _figure(path, "episode return", "trajectories") as axes:
+        axes.hist(returns, bins=40, color=BLUE, alpha=0.8, label="data set")
+        if policy_return is not None:
+            axes.axvline(
+                policy_return, color=ORANGE, linewidth=2, label=f"policy: {policy_return:.0f}"
+            )
+        axes.legend(frameon=False)
+
+
+def _new_figure(width: float, height: float) -> "Figure":
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), dpi=120, layout="constrained")
+    FigureCanvasAgg(figure)  # not pyplot: no global state, no display
+    return figure
+
+
+def _tidy(axes: "Axes") -> None:
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(alpha=0.25)
+
+
+@contextlib.contextmanager
+def _figure(path: epath.PathLike, x_label: str, y_label: str) -> Iterator["Axes"]:
+    """A figure of one panel, written when the block ends."""
+    figure = _new_figure(6.0, 3.6)
+    axes = figure.subplots()
+    axes.set_xlabel(x_label)
+    axes.set_ylabel(y_label)
+    _tidy(axes)
+    yield axes
+    _write(figure, path)
+
+
+def _write(figure: "Figure", path: epath.PathLike) -> None:
+    path = epath.Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f".{path.name}.part")
+    with part.open("wb") as file:
+        figure.savefig(file, format="png")
+    part.replace(path)
