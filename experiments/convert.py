@@ -28,6 +28,8 @@ def main(argv: list[str]) -> int:
         rest = values(argv)[1:]
         if rest:
             raise InputError(f"unexpected argument '{rest[0]}'")
+        if not (values.format and values.source and values.name):
+            raise InputError("--format, --source and --name are required (see --help)")
         print(convert(values.format, values.source, values.name, values.data_dir, values.task,
                       tuple(values.keys)))  # fmt: skip
     except (flags.Error, InputError) as error:
@@ -104,7 +106,6 @@ def _flags() -> flags.FlagValues:
         "keys", [], "parts of the observation in order, e.g. orientations,height,velocity",
         flag_values=values,
     )  # fmt: skip
-    flags.mark_flags_as_required(["format", "source", "name"], flag_values=values)
     return values
 
 
