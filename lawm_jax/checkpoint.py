@@ -66,8 +66,8 @@ class Checkpoints:
         """
         if step == self._manager.latest_step():
             return
-        extra = json.loads(json.dumps(extra))  # what a restore will return
-        meta = {"digest": _digest(state, extra), "leaves": _specs(state), "extra": extra}
+        text = json.dumps({"digest": state_digest(state), "leaves": _specs(state), "extra": extra})
+        meta = {"text": text, "sha256": _sha256(text)}
         try:
             saved = self._manager.save(
                 step,
@@ -102,10 +102,13 @@ class Checkpoints:
             meta = self._manager.restore(
                 step, args=ocp.args.Composite(meta=ocp.args.JsonRestore())
             )["meta"]
-            digest, leaves, extra = meta["digest"], meta["leaves"], meta["extra"]
+            text, sha256 = meta["text"], meta["sha256"]
         except Exception as error:
             raise self._damaged(steps, "its description cannot be read") from error
-        self._check_structure(step, leaves, _specs(template))
+        if _sha256(text) != sha256:
+            raise self._damaged(steps, "its description has changed")
+        meta = json.loads(text)
+        self._check_structure(step, meta["leaves"], _specs(template))
         abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, template)
         try:
             state = self._manager.restore(
@@ -113,9 +116,9 @@ class Checkpoints:
             )["state"]
         except Exception as error:
             raise self._damaged(steps, "its arrays cannot be read") from error
-        if _digest(state, extra) != digest:
+        if state_digest(state) != meta["digest"]:
             raise self._damaged(steps, "its digest differs")
-        return Restored(state, extra, step)
+        return Restored(state, meta["extra"], step)
 
     def close(self) -> None:
         """Releases Orbax's resources."""
@@ -142,13 +145,12 @@ class Checkpoints:
         needed = sum(np.asarray(leaf).nbytes for leaf in jax.tree.leaves(state)) / 1e6
         free = shutil.disk_usage(self.directory).free / 1e6
         return (
-            f"in {self.directory} ({needed:.1f} MB needed, {free:.1f} MB free); the previous one "
-            "is whole: free some space and start the same command again"
+            f"in {self.directory} ({needed:.1f} MB needed, {free:.1f} MB free); earlier "
+            "ones are whole: free some space and start the same command again"
         )
 
 
-def _digest(state: Any, extra: dict[str, Any]) -> str:
-    text = state_digest(state) + json.dumps(extra, sort_keys=True)
+def _sha256(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 

@@ -20,7 +20,7 @@ def check_finite(metrics: Mapping[str, Any], first_step: int) -> None:
     """
     bad = {}
     for name, values in metrics.items():
-        wrong = np.flatnonzero(~np.isfinite(np.asarray(values, np.float32)))
+        wrong = np.flatnonzero(~np.isfinite(np.asarray(values, np.float64)))
         if wrong.size:
             bad[name] = int(wrong[0])
     if not bad:

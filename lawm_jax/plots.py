@@ -16,7 +16,11 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 BLUE, ORANGE, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#666666"
-QUARTILES = (("p75", "75th percentile", ":"), ("median", "median", "--"), ("p25", "25th", ":"))
+QUARTILES = (
+    ("p75", "75th percentile", ":"),
+    ("median", "median", "--"),
+    ("p25", "25th percentile", ":"),
+)
 
 
 def learning_curve(
@@ -33,7 +37,7 @@ def learning_curve(
     step = [record["step"] for record in evaluations]
     mean = np.array([record["return_mean"] for record in evaluations])
     half = np.array([record.get("return_ci95", 0.0) for record in evaluations])
-    with _figure(path, "agent step", "episode return") as axes:
+    with _figure(path, "agent step", "episode return", width=7.5) as axes:
         axes.fill_between(step, mean - half, mean + half, color=BLUE, alpha=0.2, linewidth=0)
         axes.plot(step, mean, color=BLUE, marker="o", markersize=3, label="policy, 95% interval")
         for key, label, style in QUARTILES:
@@ -42,7 +46,7 @@ def learning_curve(
                     return_statistics[key], color=GREY, linestyle=style, label=f"data set, {label}"
                 )
         axes.set_ylim(bottom=0)
-        axes.legend(frameon=False)
+        axes.legend(frameon=False, loc="upper left", bbox_to_anchor=(1.0, 1.0))
 
 
 def model_losses(path: epath.PathLike, records: Sequence[Mapping[str, Any]]) -> None:
@@ -102,9 +106,11 @@ def _tidy(axes: "Axes") -> None:
 
 
 @contextlib.contextmanager
-def _figure(path: epath.PathLike, x_label: str, y_label: str) -> Iterator["Axes"]:
+def _figure(
+    path: epath.PathLike, x_label: str, y_label: str, width: float = 6.0
+) -> Iterator["Axes"]:
     """A figure of one panel, written when the block ends."""
-    figure = _new_figure(6.0, 3.6)
+    figure = _new_figure(width, 3.6)
     axes = figure.subplots()
     axes.set_xlabel(x_label)
     axes.set_ylabel(y_label)
