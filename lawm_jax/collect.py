@@ -1,0 +1,464 @@
+"""Behaviour policies and the data sets that they collect (LAWM paper, appendix E).
+
+    train_agent -> Snapshots of one agent over its training   (minutes an agent)
+    combine     -> the few that the data sets need, as one small file a task (shipped)
+    make_dataset -> trajectories of one data set, rolled out from the snapshots
+
+The four data sets, with the same number of trajectories from every seed:
+  expert         the last snapshots at the expert's level
+  medium         the snapshots nearest to half of the expert's return, when training first got there
+  medium_replay  evenly spaced snapshots from the untrained policy up to the medium level, in equal
+                 shares: what training saw up to that point
+  plan2explore   evenly spaced snapshots of an explorer that never saw the task's reward
+Actions are samples of the stochastic policies, as in training.
+"""
+
+import dataclasses
+import hashlib
+import io
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from etils import epath
+
+from lawm_jax.data.trajectory import Trajectory, return_statistics
+from lawm_jax.envs.dmc import ControlSuite, task_spec
+from lawm_jax.envs.rollout import rollout
+from lawm_jax.errors import InputError, TrainingError
+from lawm_jax.online import sac
+
+DATASETS = ("expert", "medium", "medium_replay", "plan2explore")
+SHIPPED = Path(__file__).parent / "snapshots"
+
+TASK, EXPLORE = "soft actor-critic", "ensemble-disagreement soft actor-critic, not Dreamer-based"
+
+REPLAY_SNAPSHOTS = 12  # at most, an agent, in medium_replay and in plan2explore
+MEDIUM_SNAPSHOTS = 2  # an agent
+EXPERT_SNAPSHOTS = 2  # an agent
+EVALUATION_EPISODES = 16  # behind the return that is noted for each snapshot
+ROLLOUT_ENVS = 32  # trajectories rolled out at a time
+
+
+@dataclasses.dataclass(frozen=True)
+class Training:
+    """How long and how densely an agent is trained.
+
+    Attributes:
+        agent_steps: environment steps of the agent in all, a multiple of num_envs * chunk.
+        num_envs: environments in lock step.
+        steps_per_update: agent steps for one update.
+        chunk: vector steps between two calls of the learner; divides the episode's length.
+        snapshot_every: vector steps between two snapshots, a multiple of chunk.
+        warmup: vector steps by the untrained policy before the first update.
+    """
+
+    agent_steps: int
+    num_envs: int = 16
+    steps_per_update: int = 4
+    chunk: int = 25
+    snapshot_every: int = 250
+    warmup: int = 250
+
+
+@dataclasses.dataclass(frozen=True)
+class Snapshots:
+    """S frozen policies of one task.
+
+    Attributes:
+        task: the task's name.
+        collector: [S] how the policy was trained: TASK or EXPLORE.
+        seed: [S] int, the agent's seed.
+        step: [S] int, agent steps of training.
+        episode_return: [S] float, mean return of a few episodes of the frozen stochastic policy.
+        actor: parameters of `sac.Actor`, every leaf [S, ...] float16.
+        used_by: data set -> [S] bool, or an empty dict before `combine`.
+        settings: what the training was run with (JSON values), by "collector/seed".
+        digest: SHA-256 of the file, "" where there is none.
+    """
+
+    task: str
+    collector: np.ndarray
+    seed: np.ndarray
+    step: np.ndarray
+    episode_return: np.ndarray
+    actor: Any
+    used_by: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
+    settings: dict[str, Any] = dataclasses.field(default_factory=dict)
+    digest: str = ""
+
+    def take(self, index: np.ndarray) -> "Snapshots":
+        """The snapshots at `index`, an int or bool array."""
+        return dataclasses.replace(
+            self,
+            collector=self.collector[index],
+            seed=self.seed[index],
+            step=self.step[index],
+            episode_return=self.episode_return[index],
+            actor=jax.tree.map(lambda x: x[index], self.actor),
+            used_by={name: mask[index] for name, mask in self.used_by.items()},
+        )
+
+
+# ---------------------------------------------------------------------------------- training
+
+
+def train_agent(
+    task: str,
+    seed: int,
+    training: Training,
+    config: sac.SACConfig,
+    log: Callable[[int, dict[str, float]], None] = lambda step, metrics: None,
+    stop: Callable[[], bool] = lambda: False,
+) -> Snapshots | None:
+    """Trains one agent and returns snapshots of its policy, with their returns.
+
+    Args:
+        task: a control-suite task.
+        seed: of the networks, the environments and the noise.
+        training: length and density.
+        config: the learner's settings; `intrinsic` makes it an explorer.
+        log: called at every episode's end with (agent steps, metrics).
+        stop: polled after every chunk; True gives up.
+
+    Returns:
+        Snapshots in the order of training, or None if stopped.
+
+    Raises:
+        TrainingError: a metric is NaN or Inf.
+    """
+    spec = task_spec(task)
+    env = ControlSuite(task, training.num_envs, seed)
+    noise = np.random.default_rng(seed)
+    state = sac.init(seed, spec.observation_size, spec.action_size, config)
+    vector_steps = training.agent_steps // training.num_envs
+    replay = sac.empty_replay(
+        -(-vector_steps // env.episode_steps),
+        env.episode_steps,
+        training.num_envs,
+        spec.observation_size,
+        spec.action_size,
+    )
+    updates = training.chunk * training.num_envs // training.steps_per_update
+    actors, steps, episode_returns = [], [], []
+    for t in range(0, vector_steps, training.chunk):
+        if t % training.snapshot_every == 0:
+            actors.append(_half(state.params["actor"]))
+            steps.append(t * training.num_envs)
+        if t % env.episode_steps == 0:
+            observation, returns = env.reset(), np.zeros(training.num_envs)
+        observations, actions, rewards = [observation], [], []
+        for _ in range(training.chunk):
+            z = noise.standard_normal((training.num_envs, spec.action_size), np.float32)
+            action = np.asarray(sac.act(state.params["actor"], observation, z, config.actor_units))
+            observation, reward = env.step(action)
+            observations.append(observation)
+            actions.append(action)
+            rewards.append(reward)
+        returns += np.sum(rewards, axis=0)
+        state, replay, metrics = sac.learn(
+            state,
+            replay,
+            np.stack(observations),
+            np.stack(actions),
+            np.stack(rewards),
+            updates if t + training.chunk > training.warmup else 0,
+            config,
+        )
+        done = t + training.chunk
+        if done % env.episode_steps == 0:
+            # The first chunks do no updates: a mean over none is NaN, and says nothing.
+            metrics = {name: float(value) for name, value in metrics.items()}
+            for name, value in metrics.items():
+                if not np.isfinite(value):
+                    raise TrainingError(f"{task}, seed {seed}: {name} is {value} after {done} steps")
+            episode_returns.append(float(returns.mean()))
+            log(done * training.num_envs, {"return": episode_returns[-1], **metrics})
+        if stop():
+            env.close()
+            return None
+    actors.append(_half(state.params["actor"]))
+    steps.append(vector_steps * training.num_envs)
+    env.close()
+    snapshots = Snapshots(
+        task=task,
+        collector=np.array([EXPLORE if config.intrinsic else TASK] * len(steps)),
+        seed=np.full(len(steps), seed),
+        step=np.array(steps),
+        episode_return=np.zeros(len(steps)),
+        actor=jax.tree.map(lambda *x: np.stack(x), *actors),
+    )
+    settings = {**dataclasses.asdict(training), **dataclasses.asdict(config)}
+    settings["training_returns"] = [round(x, 1) for x in episode_returns]
+    name = f"{snapshots.collector[0]}/{seed}"
+    snapshots = dataclasses.replace(snapshots, settings={name: settings})
+    behaviour = np.interp(
+        snapshots.step,
+        (0.5 + np.arange(len(episode_returns))) * env.episode_steps * training.num_envs,
+        episode_returns,
+    )
+    return evaluate(snapshots.take(_candidates(behaviour, config.intrinsic)), seed)
+
+
+def evaluate(snapshots: Snapshots, seed: int) -> Snapshots:
+    """Fills in `episode_return`, the mean of EVALUATION_EPISODES episodes of each snapshot."""
+    index = np.repeat(np.arange(len(snapshots.step)), EVALUATION_EPISODES)
+    trajectories = _roll_out(snapshots, index, seed)
+    returns = np.array([trajectory.episode_return for trajectory in trajectories])
+    return dataclasses.replace(
+        snapshots, episode_return=returns.reshape(-1, EVALUATION_EPISODES).mean(axis=1)
+    )
+
+
+def _candidates(behaviour: np.ndarray, explorer: bool) -> np.ndarray:
+    """Thins an agent's snapshots by the return seen in training, to those worth evaluating."""
+    last = len(behaviour) - 1
+    if explorer:
+        return _evenly(last, REPLAY_SNAPSHOTS)
+    # Everything up to well above the medium level, and a few of the rest for the expert.
+    above = int(np.argmax(behaviour >= 0.65 * behaviour.max()))
+    return np.unique(np.concatenate([np.arange(above + 1), above + _evenly(last - above, 10)]))
+
+
+def _evenly(last: int, count: int) -> np.ndarray:
+    """At most `count` evenly spaced integers from 0 to `last`, both included."""
+    return np.unique(np.round(np.linspace(0, last, count)).astype(int))
+
+
+def _half(tree: Any) -> Any:
+    return jax.tree.map(lambda x: np.asarray(x, np.float16), tree)
+
+
+# --------------------------------------------------------------------------- snapshot files
+
+
+def combine(agents: list[Snapshots]) -> Snapshots:
+    """Joins the agents of one task and keeps the snapshots that the data sets use."""
+    chosen = [_choose(agent) for agent in agents]
+    settings = {name: value for agent in agents for name, value in agent.settings.items()}
+    return dataclasses.replace(
+        chosen[0],
+        collector=np.concatenate([agent.collector for agent in chosen]),
+        seed=np.concatenate([agent.seed for agent in chosen]),
+        step=np.concatenate([agent.step for agent in chosen]),
+        episode_return=np.concatenate([agent.episode_return for agent in chosen]),
+        actor=jax.tree.map(lambda *x: np.concatenate(x), *[agent.actor for agent in chosen]),
+        used_by={
+            name: np.concatenate([agent.used_by[name] for agent in chosen]) for name in DATASETS
+        },
+        settings=settings,
+    )
+
+
+def _choose(agent: Snapshots) -> Snapshots:
+    """Marks which of one agent's snapshots each data set uses and drops the rest."""
+    returns = agent.episode_return
+    count = len(returns)
+    used = {name: np.zeros(count, bool) for name in DATASETS}
+    if agent.collector[0] == EXPLORE:
+        used["plan2explore"][_evenly(count - 1, REPLAY_SNAPSHOTS)] = True
+    else:
+        expert = np.flatnonzero(returns >= 0.9 * returns.max())[-EXPERT_SNAPSHOTS:]
+        used["expert"][expert] = True
+        half = returns[expert].mean() / 2
+        reached = int(np.argmax(returns >= half))
+        near = np.argsort(np.abs(returns[: reached + 2] - half), kind="stable")
+        used["medium"][near[:MEDIUM_SNAPSHOTS]] = True
+        used["medium_replay"][_evenly(reached, REPLAY_SNAPSHOTS)] = True
+    agent = dataclasses.replace(agent, used_by=used)
+    return agent.take(np.any(list(used.values()), axis=0))
+
+
+def save_snapshots(path: epath.PathLike, snapshots: Snapshots) -> None:
+    """Writes one npz file; the bytes depend on the content alone."""
+    arrays = {
+        "/".join(key.key for key in keys): leaf
+        for keys, leaf in jax.tree_util.tree_leaves_with_path(snapshots.actor)
+    }
+    header = {
+        "task": snapshots.task,
+        "collector": snapshots.collector.tolist(),
+        "seed": snapshots.seed.tolist(),
+        "step": snapshots.step.tolist(),
+        "episode_return": [round(float(x), 2) for x in snapshots.episode_return],
+        "used_by": {name: mask.tolist() for name, mask in snapshots.used_by.items()},
+        "settings": snapshots.settings,
+    }
+    file = io.BytesIO()
+    np.savez_compressed(file, header=np.array(json.dumps(header)), **arrays)
+    path = epath.Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.parent / f"{path.name}.partial"
+    partial.write_bytes(file.getvalue())
+    partial.rename(path)
+
+
+def load_snapshots(task: str, path: epath.PathLike | None = None) -> Snapshots:
+    """Reads a snapshot file.
+
+    Args:
+        task: the task that the file must be of.
+        path: the file; None takes the one shipped with the package.
+
+    Raises:
+        InputError: no such file, a damaged one or one of another task.
+    """
+    path = epath.Path(path) if path else epath.Path(SHIPPED / f"{task}.npz")
+    if not path.exists():
+        task_spec(task)  # a misspelt task deserves its own message
+        raise InputError(
+            f"no policy snapshots of {task} at {path}: train them with "
+            f"'python -m experiments.collect --config=configs/dmc.py:{task}'"
+        )
+    content = path.read_bytes()
+    try:
+        with np.load(io.BytesIO(content), allow_pickle=False) as file:
+            header = json.loads(str(file["header"]))
+            leaves = {name: file[name] for name in file.files if name != "header"}
+    except Exception as error:
+        raise InputError(f"{path} is damaged ({error}): fetch or train it again") from error
+    if header["task"] != task:
+        raise InputError(f"{path} holds policies of {header['task']}, not of {task}")
+    return Snapshots(
+        task=task,
+        collector=np.array(header["collector"]),
+        seed=np.array(header["seed"]),
+        step=np.array(header["step"]),
+        episode_return=np.array(header["episode_return"]),
+        actor=_nest(leaves),
+        used_by={name: np.array(mask, bool) for name, mask in header["used_by"].items()},
+        settings=header["settings"],
+        digest=hashlib.sha256(content).hexdigest(),
+    )
+
+
+def _nest(leaves: dict[str, np.ndarray]) -> dict[str, Any]:
+    tree: dict[str, Any] = {}
+    for name, leaf in leaves.items():
+        *parents, last = name.split("/")
+        node = tree
+        for parent in parents:
+            node = node.setdefault(parent, {})
+        node[last] = leaf
+    return tree
+
+
+# -------------------------------------------------------------------------------- data sets
+
+
+def make_dataset(
+    task: str, dataset: str, num_trajectories: int, seed: int, snapshots: Snapshots
+) -> tuple[list[Trajectory], dict[str, Any]]:
+    """Rolls out the trajectories of one data set; the same arguments give the same data.
+
+    Args:
+        task: the snapshots' task.
+        dataset: one of DATASETS.
+        num_trajectories: in all; the seeds' numbers differ by at most one.
+        seed: of the environments and the action noise.
+        snapshots: from `load_snapshots` or `combine`.
+
+    Returns:
+        The trajectories, ordered by agent and snapshot, and the data set's metadata (JSON values):
+        where the data came from and the statistics of the returns (the paper's Table 4).
+
+    Raises:
+        InputError: unknown data set, no snapshots for it or too few trajectories.
+    """
+    if dataset not in DATASETS:
+        raise InputError(f"unknown dataset '{dataset}': choose from {', '.join(DATASETS)}")
+    if snapshots.task != task:
+        raise InputError(f"the snapshots are of {snapshots.task}, not of {task}")
+    index = np.flatnonzero(snapshots.used_by.get(dataset, np.zeros(0, bool)))
+    if not len(index):
+        raise InputError(f"the snapshots of {task} hold no policy for the dataset '{dataset}'")
+    if num_trajectories < 1:
+        raise InputError(f"a dataset needs at least 1 trajectory, not {num_trajectories}")
+    counts = shares(snapshots.seed[index], num_trajectories)
+    # The four data sets of one seed must not share their episodes' starts.
+    seeds = np.random.SeedSequence([seed, DATASETS.index(dataset)])
+    trajectories = _roll_out(
+        snapshots, np.repeat(index, counts), int(seeds.generate_state(1)[0] >> 1)
+    )
+    spec = task_spec(task)
+    metadata = {
+        "task": task,
+        "dataset": dataset,
+        "collector": str(snapshots.collector[index[0]]),
+        "seed": seed,
+        "agent_seeds": sorted({int(s) for s in snapshots.seed[index]}),
+        "snapshots": [
+            {
+                "seed": int(snapshots.seed[i]),
+                "step": int(snapshots.step[i]),
+                "episode_return": float(snapshots.episode_return[i]),
+                "trajectories": int(count),
+            }
+            for i, count in zip(index, counts, strict=True)
+        ],
+        "snapshots_sha256": snapshots.digest,
+        "action_repeat": 2,
+        "observation_keys": list(spec.observation_keys),
+        "return_statistics": return_statistics(trajectories),
+    }
+    return trajectories, metadata
+
+
+def shares(agent_seed: np.ndarray, total: int) -> np.ndarray:
+    """How many trajectories each snapshot contributes.
+
+    Args:
+        agent_seed: [S] the agent's seed of each snapshot.
+        total: trajectories in all.
+
+    Returns:
+        [S] int: equal parts for the agents, then for the snapshots of each; where a part does not
+        divide, agents earlier and snapshots later in training get one more.
+    """
+    counts = np.zeros(len(agent_seed), int)
+    agents = np.unique(agent_seed)
+    for position, agent in enumerate(agents):
+        mine = np.flatnonzero(agent_seed == agent)
+        part = total // len(agents) + (position < total % len(agents))
+        counts[mine] = part // len(mine)
+        rest = part % len(mine)
+        # Spread the rest over the training instead of piling it up at one end.
+        counts[mine[np.round(np.linspace(len(mine) - 1, 0, rest)).astype(int)]] += 1
+    return counts
+
+
+def _roll_out(snapshots: Snapshots, index: np.ndarray, seed: int) -> list[Trajectory]:
+    """One trajectory of snapshot index[i] for every i, ROLLOUT_ENVS at a time."""
+    num_envs = min(ROLLOUT_ENVS, len(index))
+    env = ControlSuite(snapshots.task, num_envs, seed)
+    rng = np.random.default_rng(seed)
+    trajectories = []
+    for part in _batches(index, num_envs):
+        actor = jax.tree.map(lambda x, part=part: x[part].astype(np.float32), snapshots.actor)
+        for i, trajectory in zip(
+            part, rollout(env, lambda actor, o, t: (_act(actor, o, rng), actor), actor), strict=True
+        ):
+            source = f"seed{snapshots.seed[i]}/step{snapshots.step[i]}"
+            trajectories.append(dataclasses.replace(trajectory, source=source))
+    env.close()
+    return trajectories[: len(index)]
+
+
+def _batches(index: np.ndarray, size: int) -> Iterator[np.ndarray]:
+    """Cuts `index` into pieces of `size`; the last is filled up by repeating its last entry."""
+    for start in range(0, len(index), size):
+        part = index[start : start + size]
+        yield np.pad(part, (0, size - len(part)), mode="edge")
+
+
+def _act(actor: Any, observation: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Actions [N, A] of N different policies, actor [N, ...], on observations [N, O]."""
+    units, double = actor["params"]["Dense_2"]["kernel"].shape[1:]
+    noise = rng.standard_normal((len(observation), double // 2), np.float32)
+    return np.asarray(_act_each(actor, observation, noise, units))
+
+
+_act_each = jax.jit(jax.vmap(sac.act, in_axes=(0, 0, 0, None)), static_argnums=3)

@@ -1,0 +1,423 @@
+"""Soft actor-critic (Haarnoja et al., 2018, with a tuned temperature) on a replay buffer on the device.
+
+Pure functions over two pytrees: `SACState` holds everything that is trained or counted, `Replay`
+the experience. One call of `learn` writes a chunk of new experience and scans many updates.
+
+Differences from the paper: critics with LayerNorm, n-step returns, and an option `intrinsic` that
+replaces the task's reward by the disagreement of an ensemble of one-step predictors (the reward of
+plan2explore, Sekar et al., 2020, eq. 1, without its world model).
+
+Shapes: B batch, N environments, T steps an episode, O observation, A action, M ensemble members.
+"""
+
+import dataclasses
+import functools
+from typing import Any, NamedTuple
+
+import chex
+import flax
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import optax
+
+from lawm_jax.dists import Normal, tanh_normal_log_prob
+
+LOG_STD_MIN, LOG_STD_MAX = -5.0, 1.0
+
+
+@dataclasses.dataclass(frozen=True)
+class SACConfig:
+    """Settings of the learner (hashable: the jitted functions take it as a static argument).
+
+    Attributes:
+        actor_units: width of the actor's two hidden layers.
+        critic_units: width of each critic's two hidden layers.
+        learning_rate: Adam's, for every network and the temperature.
+        batch_size: transitions an update.
+        discount: per agent step.
+        n_step: length of the returns, at least 1. Must be 1 where `intrinsic` is set.
+        target_rate: rate of the critics' moving average.
+        target_entropy: wanted entropy of the policy in nats per action dimension.
+        intrinsic: learn to explore: the reward is the ensemble's disagreement.
+        members: members M of the ensemble.
+        ensemble_units: width of a member's two hidden layers.
+    """
+
+    actor_units: int = 128
+    critic_units: int = 192
+    learning_rate: float = 1e-3
+    batch_size: int = 128
+    discount: float = 0.99
+    n_step: int = 3
+    target_rate: float = 0.01
+    target_entropy: float = -0.5
+    intrinsic: bool = False
+    members: int = 5
+    ensemble_units: int = 128
+
+
+@flax.struct.dataclass
+class SACState:
+    """Parameters, optimiser states and counters.
+
+    Attributes:
+        params: dict with "actor", "critic", "log_alpha" and, where `intrinsic`, "ensemble".
+        target_critic: moving average of params["critic"].
+        optimizer: optax state over params.
+        observation_mean: [O] running mean of the replay buffer's observations (ensemble only).
+        observation_std: [O] their standard deviation.
+        disagreement_scale: [] running mean of the disagreement, which scales the reward to about 1.
+        seed: [] the seed; random numbers are fold_in(seed, step).
+        step: [] updates done.
+    """
+
+    params: dict[str, Any]
+    target_critic: Any
+    optimizer: Any
+    observation_mean: jax.Array
+    observation_std: jax.Array
+    disagreement_scale: jax.Array
+    seed: jax.Array
+    step: jax.Array
+
+
+@flax.struct.dataclass
+class Replay:
+    """Lock-step episodes of N environments, in the order of collection.
+
+    Attributes:
+        observation: [episodes, T + 1, N, O] float32.
+        action: [episodes, T, N, A] float32.
+        reward: [episodes, T, N] float32.
+        steps: [] vector steps written so far; the rest of the arrays is unused.
+    """
+
+    observation: jax.Array
+    action: jax.Array
+    reward: jax.Array
+    steps: jax.Array
+
+
+class Batch(NamedTuple):
+    """n-step transitions.
+
+    Attributes:
+        observation: [B, O] o_t.
+        action: [B, A] a_t.
+        reward: [B] sum over k < n of discount^k r_{t+k}.
+        discount: [B] discount^n: episodes end by a time limit only, so it never vanishes.
+        next_observation: [B, O] o_{t+n}, where n is cut at the episode's (or the data's) end.
+    """
+
+    observation: jax.Array
+    action: jax.Array
+    reward: jax.Array
+    discount: jax.Array
+    next_observation: jax.Array
+
+
+class Actor(nn.Module):
+    """Observation [..., O] -> the Gaussian before tanh, mean and std [..., A]."""
+
+    units: int
+    action_size: int
+
+    @nn.compact
+    def __call__(self, observation: jax.Array) -> Normal:
+        """Applies the network; log std is squashed into [LOG_STD_MIN, LOG_STD_MAX]."""
+        x = nn.relu(nn.Dense(self.units)(observation))
+        x = nn.relu(nn.Dense(self.units)(x))
+        mean, raw = jnp.split(nn.Dense(2 * self.action_size)(x), 2, axis=-1)
+        # softsign's shift makes a raw output of 0 a std of 1: the untrained policy acts broadly.
+        middle = -LOG_STD_MIN / (LOG_STD_MAX - LOG_STD_MIN)
+        shift = jnp.log(middle / (1.0 - middle))
+        log_std = LOG_STD_MIN + (LOG_STD_MAX - LOG_STD_MIN) * nn.sigmoid(raw + shift)
+        return Normal(mean, jnp.exp(log_std))
+
+
+class TwinCritic(nn.Module):
+    """Two independent value networks: ([..., O], [..., A]) -> [..., 2]."""
+
+    units: int
+
+    @nn.compact
+    def __call__(self, observation: jax.Array, action: jax.Array) -> jax.Array:
+        """Applies both networks."""
+        inputs = jnp.concatenate([observation, action], axis=-1)
+        values = []
+        for _ in range(2):
+            x = nn.relu(nn.LayerNorm()(nn.Dense(self.units)(inputs)))
+            x = nn.relu(nn.LayerNorm()(nn.Dense(self.units)(x)))
+            values.append(nn.Dense(1)(x))
+        return jnp.concatenate(values, axis=-1)
+
+
+class Ensemble(nn.Module):
+    """M predictors of the next normalised observation: ([..., O], [..., A]) -> [M, ..., O]."""
+
+    units: int
+    members: int
+
+    @nn.compact
+    def __call__(self, observation: jax.Array, action: jax.Array) -> jax.Array:
+        """Applies every member; each predicts the change and adds it to the observation."""
+        inputs = jnp.concatenate([observation, action], axis=-1)
+        predictions = []
+        for _ in range(self.members):
+            x = nn.relu(nn.Dense(self.units)(inputs))
+            x = nn.relu(nn.Dense(self.units)(x))
+            predictions.append(observation + nn.Dense(observation.shape[-1])(x))
+        return jnp.stack(predictions)
+
+
+def init(seed: int, observation_size: int, action_size: int, config: SACConfig) -> SACState:
+    """A fresh learner."""
+    if config.intrinsic and config.n_step != 1:
+        raise ValueError("the intrinsic reward is computed for one-step transitions: n_step=1")
+    key = jax.random.key(seed)
+    observation, action = jnp.zeros((1, observation_size)), jnp.zeros((1, action_size))
+    keys = jax.random.split(key, 3)
+    critic = _critic(config).init(keys[1], observation, action)
+    params = {
+        "actor": Actor(config.actor_units, action_size).init(keys[0], observation),
+        "critic": critic,
+        "log_alpha": jnp.log(jnp.float32(0.1)),
+    }
+    if config.intrinsic:
+        params["ensemble"] = _ensemble(config).init(keys[2], observation, action)
+    return SACState(
+        params=params,
+        # A copy: the state is donated, and no buffer may be donated twice.
+        target_critic=jax.tree.map(jnp.copy, critic),
+        optimizer=_optimizer(config).init(params),
+        observation_mean=jnp.zeros(observation_size),
+        observation_std=jnp.ones(observation_size),
+        disagreement_scale=jnp.float32(1.0),
+        seed=jnp.int32(seed),
+        step=jnp.int32(0),
+    )
+
+
+def empty_replay(
+    episodes: int, episode_steps: int, num_envs: int, observation_size: int, action_size: int
+) -> Replay:
+    """A buffer for `episodes` lock-step episodes of `num_envs` environments."""
+    shape = (episodes, episode_steps, num_envs)
+    return Replay(
+        observation=jnp.zeros((episodes, episode_steps + 1, num_envs, observation_size)),
+        action=jnp.zeros((*shape, action_size)),
+        reward=jnp.zeros(shape),
+        steps=jnp.int32(0),
+    )
+
+
+def append(
+    replay: Replay, observation: jax.Array, action: jax.Array, reward: jax.Array
+) -> Replay:
+    """Writes K steps of one episode: observation [K + 1, N, O], action [K, N, A], reward [K, N]."""
+    chex.assert_equal(observation.shape[0], action.shape[0] + 1)
+    episode, t = jnp.divmod(replay.steps, replay.action.shape[1])
+    put = jax.lax.dynamic_update_slice
+    return Replay(
+        observation=put(replay.observation, observation[None], (episode, t, 0, 0)),
+        action=put(replay.action, action[None], (episode, t, 0, 0)),
+        reward=put(replay.reward, reward[None], (episode, t, 0)),
+        steps=replay.steps + action.shape[0],
+    )
+
+
+def sample(replay: Replay, rng: jax.Array, config: SACConfig) -> Batch:
+    """Draws n-step transitions uniformly; none crosses an episode's end or the end of the data."""
+    episode_steps, num_envs = replay.reward.shape[1:]
+    step_rng, env_rng = jax.random.split(rng)
+    step = jax.random.randint(step_rng, (config.batch_size,), 0, replay.steps)
+    n = jax.random.randint(env_rng, (config.batch_size,), 0, num_envs)
+    episode, t = jnp.divmod(step, episode_steps)
+    end = jnp.minimum(t + config.n_step, jnp.minimum(episode_steps, t + replay.steps - step))
+    reward = jnp.zeros(config.batch_size)
+    for k in range(config.n_step):
+        r = replay.reward[episode, jnp.minimum(t + k, episode_steps - 1), n]
+        reward += jnp.where(t + k < end, config.discount**k * r, 0.0)
+    return Batch(
+        observation=replay.observation[episode, t, n],
+        action=replay.action[episode, t, n],
+        reward=reward,
+        discount=jnp.power(config.discount, (end - t).astype(jnp.float32)),
+        next_observation=replay.observation[episode, end, n],
+    )
+
+
+@functools.partial(jax.jit, static_argnames=("units",))
+def act(actor_params: Any, observation: jax.Array, noise: jax.Array, units: int) -> jax.Array:
+    """Actions [N, A] of the stochastic policy for observations [N, O] and normal noise [N, A].
+
+    The noise comes from outside, since drawing it costs more than the rest where N is small.
+    """
+    policy = Actor(units, noise.shape[-1]).apply(actor_params, observation)
+    return jnp.tanh(policy.sample(noise))
+
+
+@functools.partial(jax.jit, static_argnames=("updates", "config"), donate_argnums=(0, 1))
+def learn(
+    state: SACState,
+    replay: Replay,
+    observation: jax.Array,
+    action: jax.Array,
+    reward: jax.Array,
+    updates: int,
+    config: SACConfig,
+) -> tuple[SACState, Replay, dict[str, jax.Array]]:
+    """Appends K steps of experience (see `append`), then does `updates` updates.
+
+    Returns:
+        The new state and buffer and the metrics' means over the updates.
+    """
+    replay = append(replay, observation, action, reward)
+    if config.intrinsic:
+        state = _update_observation_statistics(state, replay, observation)
+
+    def body(state: SACState, _: None) -> tuple[SACState, dict[str, jax.Array]]:
+        rng = jax.random.fold_in(jax.random.key(state.seed), state.step)
+        sample_rng, update_rng = jax.random.split(rng)
+        return update(state, sample(replay, sample_rng, config), update_rng, config)
+
+    state, metrics = jax.lax.scan(body, state, None, length=updates)
+    return state, replay, jax.tree.map(jnp.mean, metrics)
+
+
+def update(
+    state: SACState, batch: Batch, rng: jax.Array, config: SACConfig
+) -> tuple[SACState, dict[str, jax.Array]]:
+    """One gradient step of critics, actor, temperature and, where `intrinsic`, the ensemble."""
+    critic_rng, actor_rng = jax.random.split(rng)
+    metrics = {}
+    grads = {}
+    scale = state.disagreement_scale
+    if config.intrinsic:
+        loss = functools.partial(ensemble_loss, state=state, batch=batch, config=config)
+        (_, more), grads["ensemble"] = jax.value_and_grad(loss, has_aux=True)(
+            state.params["ensemble"]
+        )
+        disagreement_b = more.pop("disagreement_b")
+        scale = scale + 0.01 * (jnp.mean(disagreement_b) - scale)
+        # Early on the running mean starts at 1, far from the truth: follow the batch at once.
+        scale = jnp.where(state.step < 100, jnp.mean(disagreement_b), scale)
+        batch = batch._replace(reward=disagreement_b / jnp.maximum(scale, 1e-8))
+        metrics |= more
+
+    loss = functools.partial(
+        critic_loss, state=state, batch=batch, rng=critic_rng, config=config
+    )
+    (_, more), grads["critic"] = jax.value_and_grad(loss, has_aux=True)(state.params["critic"])
+    metrics |= more
+
+    loss = functools.partial(actor_loss, state=state, batch=batch, rng=actor_rng, config=config)
+    (_, more), grads["actor"] = jax.value_and_grad(loss, has_aux=True)(state.params["actor"])
+    metrics |= more
+
+    entropy = metrics["entropy"]
+    target = config.target_entropy * batch.action.shape[-1]
+    # d/d log_alpha of alpha * (entropy - target), with the entropy held fixed.
+    grads["log_alpha"] = jnp.exp(state.params["log_alpha"]) * (entropy - target)
+    metrics["alpha"] = jnp.exp(state.params["log_alpha"])
+
+    updates, optimizer = _optimizer(config).update(grads, state.optimizer, state.params)
+    params = optax.apply_updates(state.params, updates)
+    state = state.replace(
+        params=params,
+        target_critic=optax.incremental_update(
+            params["critic"], state.target_critic, config.target_rate
+        ),
+        optimizer=optimizer,
+        disagreement_scale=scale,
+        step=state.step + 1,
+    )
+    return state, metrics
+
+
+def critic_loss(
+    params: Any, state: SACState, batch: Batch, rng: jax.Array, config: SACConfig
+) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """Squared error to the soft n-step target (SAC v2, eq. 5-6); entropy enters at the last step."""
+    policy = _policy(state.params["actor"], batch.next_observation, batch, config)
+    pre_tanh = policy.sample(jax.random.normal(rng, policy.mean.shape))
+    log_prob_b = tanh_normal_log_prob(policy, pre_tanh)
+    next_q_b2 = _critic(config).apply(
+        state.target_critic, batch.next_observation, jnp.tanh(pre_tanh)
+    )
+    alpha = jnp.exp(state.params["log_alpha"])
+    next_value_b = jnp.min(next_q_b2, axis=-1) - alpha * log_prob_b
+    target_b = jax.lax.stop_gradient(batch.reward + batch.discount * next_value_b)
+    q_b2 = _critic(config).apply(params, batch.observation, batch.action)
+    chex.assert_equal_shape([target_b, q_b2[:, 0]])
+    loss = jnp.mean(jnp.sum((q_b2 - target_b[:, None]) ** 2, axis=-1))
+    return loss, {"critic_loss": loss, "q": jnp.mean(q_b2), "reward": jnp.mean(batch.reward)}
+
+
+def actor_loss(
+    params: Any, state: SACState, batch: Batch, rng: jax.Array, config: SACConfig
+) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """alpha log pi - min Q of a reparameterised action (SAC v2, eq. 9)."""
+    policy = _policy(params, batch.observation, batch, config)
+    pre_tanh = policy.sample(jax.random.normal(rng, policy.mean.shape))
+    log_prob_b = tanh_normal_log_prob(policy, pre_tanh)
+    q_b2 = _critic(config).apply(state.params["critic"], batch.observation, jnp.tanh(pre_tanh))
+    alpha = jnp.exp(state.params["log_alpha"])
+    chex.assert_equal_shape([log_prob_b, q_b2[:, 0]])
+    loss = jnp.mean(alpha * log_prob_b - jnp.min(q_b2, axis=-1))
+    return loss, {"actor_loss": loss, "entropy": -jnp.mean(log_prob_b)}
+
+
+def ensemble_loss(
+    params: Any, state: SACState, batch: Batch, config: SACConfig
+) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """Squared error of every member's prediction; the metrics carry the disagreement [B]."""
+    observation, target = (
+        (x - state.observation_mean) / state.observation_std
+        for x in (batch.observation, batch.next_observation)
+    )
+    prediction_mbo = _ensemble(config).apply(params, observation, batch.action)
+    loss = jnp.mean(jnp.sum(jnp.mean((prediction_mbo - target) ** 2, axis=-1), axis=0))
+    disagreement_b = disagreement(jax.lax.stop_gradient(prediction_mbo))
+    return loss, {
+        "ensemble_loss": loss,
+        "disagreement": jnp.mean(disagreement_b),
+        "disagreement_b": disagreement_b,
+    }
+
+
+def disagreement(prediction: jax.Array) -> jax.Array:
+    """Variance over the members, averaged over the observation: [M, B, O] -> [B]."""
+    chex.assert_rank(prediction, 3)
+    return jnp.mean(jnp.var(prediction, axis=0), axis=-1)
+
+
+def _update_observation_statistics(
+    state: SACState, replay: Replay, observation: jax.Array
+) -> SACState:
+    """Folds a chunk [K + 1, N, O] into the mean and deviation of everything seen so far."""
+    chunk = observation[1:].reshape(-1, observation.shape[-1])
+    share = (observation.shape[0] - 1) / replay.steps
+    mean = state.observation_mean + share * (jnp.mean(chunk, 0) - state.observation_mean)
+    second = state.observation_std**2 + state.observation_mean**2
+    second = second + share * (jnp.mean(chunk**2, 0) - second)
+    # The floor keeps a coordinate that hardly moves from dominating the disagreement.
+    std = jnp.sqrt(jnp.maximum(second - mean**2, 1e-4))
+    return state.replace(observation_mean=mean, observation_std=std)
+
+
+def _policy(params: Any, observation: jax.Array, batch: Batch, config: SACConfig) -> Normal:
+    return Actor(config.actor_units, batch.action.shape[-1]).apply(params, observation)
+
+
+def _critic(config: SACConfig) -> TwinCritic:
+    return TwinCritic(config.critic_units)
+
+
+def _ensemble(config: SACConfig) -> Ensemble:
+    return Ensemble(config.ensemble_units, config.members)
+
+
+def _optimizer(config: SACConfig) -> optax.GradientTransformation:
+    return optax.adam(config.learning_rate)
