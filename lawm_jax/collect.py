@@ -40,7 +40,7 @@ REPLAY_SNAPSHOTS = 12  # at most, an agent, in medium_replay and in plan2explore
 MEDIUM_SNAPSHOTS = 2  # an agent
 EXPERT_SNAPSHOTS = 2  # an agent
 EVALUATION_EPISODES = 16  # behind the return that is noted for each snapshot
-ROLLOUT_ENVS = 32  # trajectories rolled out at a time
+ROLLOUT_ENVS = 16  # rolled out at a time; building a simulator costs as much as 100 steps of it
 
 
 @dataclasses.dataclass(frozen=True)
@@ -437,7 +437,9 @@ def _roll_out(snapshots: Snapshots, index: np.ndarray, seed: int) -> list[Trajec
     rng = np.random.default_rng(seed)
     trajectories = []
     for part in _batches(index, num_envs):
-        actor = jax.tree.map(lambda x, part=part: x[part].astype(np.float32), snapshots.actor)
+        actor = jax.tree.map(
+            lambda x, part=part: jax.device_put(x[part].astype(np.float32)), snapshots.actor
+        )
         for i, trajectory in zip(
             part, rollout(env, lambda actor, o, t: (_act(actor, o, rng), actor), actor), strict=True
         ):
