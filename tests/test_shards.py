@@ -123,9 +123,22 @@ def test_writing_needs_no_tensorflow_and_prints_nothing(tmp_path):
 
 
 def test_refuses_to_overwrite(written):
-    with pytest.raises(InputError, match="medium_replay_6/1.0.0 exists"):
+    with pytest.raises(InputError, match=r"medium_replay_6/1\.0\.0 exists"):
         shards.write_dataset(written[0], NAME, make(2), {})
     assert len(shards.read_dataset(written[0], NAME).trajectories) == 6
+
+
+def test_two_writers_at_once_leave_the_first_ones_data(tmp_path, monkeypatch):
+    def other_writes_first(*args, original=shards._write):
+        monkeypatch.setattr(shards, "_write", original)
+        shards.write_dataset(tmp_path, NAME, make(2), {})
+        original(*args)
+
+    monkeypatch.setattr(shards, "_write", other_writes_first)
+    with pytest.raises(InputError, match=r"medium_replay_6/1\.0\.0 exists"):
+        shards.write_dataset(tmp_path, NAME, make(), {})
+    assert len(shards.read_dataset(tmp_path, NAME).trajectories) == 2
+    assert len(list((tmp_path / NAME).iterdir())) == 1  # nothing temporary is left
 
 
 def test_bad_trajectories_names_and_metadata_write_nothing(tmp_path):
@@ -183,9 +196,9 @@ def test_a_full_disk_is_one_line(tmp_path, monkeypatch, error):
 
 
 def test_missing_data_set_lists_what_there_is(written):
-    with pytest.raises(InputError, match=f"no data set 'walker_walk/expert_6'.*it has {NAME}"):
+    with pytest.raises(InputError, match=rf"no data set 'walker_walk/expert_6'.*it has {NAME}"):
         shards.read_dataset(written[0], "walker_walk/expert_6")
-    with pytest.raises(InputError, match="no data set .* it has no data sets"):
+    with pytest.raises(InputError, match=r"no data set .* it has no data sets"):
         shards.read_dataset(written[0] / "nowhere", NAME)
 
 

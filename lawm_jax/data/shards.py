@@ -1,7 +1,7 @@
 """Data sets on disk: TFDS ArrayRecord shards, written and read without TensorFlow.
 
-A data set named "walker_walk/medium_replay_400" lies in DATA_DIR/walker_walk/medium_replay_400/
-1.0.0 and any TFDS program can open it with `tfds.builder_from_directory`. A record is a trajectory:
+The data set "walker_walk/medium_replay_400" lies in DATA_DIR/walker_walk/medium_replay_400/1.0.0,
+where any TFDS program can open it with `tfds.builder_from_directory`. A record is a trajectory:
 
   observation  [T+1, O] float32
   action       [T, A] float32; [0, A] where this trajectory has none; no such feature where none has
@@ -11,7 +11,6 @@ A data set named "walker_walk/medium_replay_400" lies in DATA_DIR/walker_walk/me
 metadata.json beside the shards holds the caller's metadata and the fingerprint of the content.
 """
 
-import dataclasses
 import json
 import re
 from collections.abc import Iterable, Iterator
@@ -28,6 +27,7 @@ from lawm_jax.errors import InputError, TrainingError
 
 VERSION = "1.0.0"
 SHARD_BYTES = 32 << 20  # about the size of a shard
+_MEND = "restore it from a copy, or remove the directory and make the data set again"
 
 
 @dataclass(frozen=True)
@@ -52,6 +52,8 @@ def write_dataset(
     metadata: dict[str, Any],
 ) -> epath.Path:
     """Writes a data set; it appears under its name only when it is complete.
+
+    What a killed process leaves is a directory "incomplete.*", which nothing reads.
 
     Args:
         data_dir: local directory or gs:// address, created where missing.
@@ -146,7 +148,7 @@ def _features(observation_size: int, action_size: int | None) -> tfds.features.F
 
 
 def _to_example(trajectory: Trajectory, action_size: int | None) -> dict[str, Any]:
-    example = dataclasses.asdict(trajectory)
+    example = dict(vars(trajectory))
     if action_size is None:
         del example["action"]
     elif trajectory.action is None:
@@ -171,8 +173,7 @@ def _read_trajectories(directory: epath.Path) -> Iterator[Trajectory]:
     for shard, length in zip(shards, split.shard_lengths, strict=True):
         for record in range(length):
             try:
-                example = source[index]
-                trajectory = _from_example(example)
+                trajectory = _from_example(source[index])
             except Exception as error:  # ArrayRecord has no error type of its own
                 raise InputError(
                     f"{shard}: record {record} of {length} cannot be read: the file is damaged or "
@@ -198,9 +199,6 @@ def _read_metadata(directory: epath.Path) -> tuple[dict[str, Any], str]:
         raise InputError(
             f"{directory}/metadata.json is missing or damaged ({_first_line(error)}); {_MEND}"
         ) from error
-
-
-_MEND = "restore it from a copy, or remove the directory and make the data set again"
 
 
 def _directory(data_dir: epath.PathLike, name: str) -> epath.Path:
