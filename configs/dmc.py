@@ -37,6 +37,9 @@ def get_config(arg: str = "cheetah_run") -> ml_collections.ConfigDict:
     config.method = "lawm"  # lawm | c_lap (labelled trajectories only) | dreamer (no latent action)
     config.seed = 0
     config.data = _data(dataset)
+    config.world_model = _world_model()
+    config.agent = _agent()
+    config.run = _run()
     config.collect = _collect(task)
     if preset == "tiny":
         _tiny(config)
@@ -55,15 +58,117 @@ def _data(dataset: str) -> ml_collections.ConfigDict:
     return data
 
 
+def _world_model() -> ml_collections.ConfigDict:
+    model = ml_collections.ConfigDict()
+    # sizes (LAWM Table 2 names them; its numbers are not known)
+    model.deterministic = 128  # GRU state h
+    model.stochastic = 24  # Gaussian state z
+    model.latent_action = 0  # size of u; 0 takes the action's size
+    model.units = 128
+    model.layers = 2
+    model.min_std = 0.1
+    model.dtype = "float32"  # of the matmuls: float32 | bfloat16; parameters stay float32
+    # objective
+    model.observation_std = 0.15  # likelihood of normalised observations
+    model.reward_std = 0.3
+    model.action_std = 0.2
+    model.kl_balance = 0.8  # share of KL[s]'s gradient that trains the prior
+    model.free_nats = 0.0
+    model.latent_kl_weight = 0.3  # weight of KL[u]; the pure ELBO has 1
+    model.inverse_on_labelled = 1.0  # labelled windows also train the inverse dynamics; pure: 0
+    model.sample_driving_action = False  # unlabelled dynamics see the mean decoded action
+    # learning
+    model.steps = 3000
+    model.labelled_rows = 8  # windows a step, over all devices; a method that learns from
+    model.unlabelled_rows = 24  # labelled windows only draws the sum of the two
+    model.window = 16  # observations
+    model.learning_rate = 2e-3
+    model.learning_rate_end = 0.0  # share of the learning rate that the cosine decay ends at
+    model.warmup_steps = 0
+    model.weight_decay = 1e-4
+    model.gradient_clip = 100.0
+    return model
+
+
+def _agent() -> ml_collections.ConfigDict:
+    agent = ml_collections.ConfigDict()
+    agent.steps = 2000
+    agent.start_rows = 128  # states that imagination starts from, over all devices
+    agent.horizon = 8
+    agent.epsilon = 2.0  # support: standard deviations of the latent-action prior
+    agent.discount = 0.99
+    agent.lambda_ = 0.95
+    agent.entropy = 0.02
+    agent.target_rate = 0.03  # of the slow value target, a step
+    agent.units = 128
+    agent.layers = 2
+    agent.values = 2  # value networks; the critic is their minimum
+    agent.learning_rate = 6e-4
+    agent.gradient_clip = 100.0
+    return agent
+
+
+def _run() -> ml_collections.ConfigDict:
+    run = ml_collections.ConfigDict()
+    run.steps_per_call = 50  # train steps in one dispatch, and between two logged records
+    run.checkpoint_every = 500  # steps; a multiple of steps_per_call
+    run.evaluate_every = 500  # steps between evaluations of model or policy; likewise
+    run.evaluation_episodes = 16
+    run.final_episodes = 64
+    return run
+
+
 def _collect(task: str) -> ml_collections.ConfigDict:
     collect = ml_collections.ConfigDict()
+    collect.from_snapshots = False  # True: roll out the shipped policies, train nothing
+    collect.snapshots = ""  # a snapshot file of one's own; "" takes the shipped one
+    collect.agents = 3  # seeds 0, 1, .. of agents that learn the task
+    collect.explorers = 1  # and of explorers, for plan2explore
+    steps = {"walker_walk": 200_000, "hopper_stand": 600_000}
+    collect.agent_steps = steps.get(task, 1_000_000)
+    collect.explorer_steps = 160_000
+    collect.snapshot_steps = 8000  # agent steps between two snapshots
+    collect.target_entropy = -0.5  # of the policies, nats per action dimension
     return collect
 
 
 def _tiny(config: ml_collections.ConfigDict) -> None:
     config.data.trajectories = 20
     config.data.label_fraction = 0.2
+    model = config.world_model
+    model.deterministic = model.units = 32
+    model.stochastic = 8
+    model.layers = 1
+    model.steps = 60
+    model.labelled_rows, model.unlabelled_rows = 4, 8
+    agent = config.agent
+    agent.steps = 60
+    agent.start_rows, agent.units, agent.layers = 16, 32, 1
+    config.run.steps_per_call = 10
+    config.run.checkpoint_every = 20
+    config.run.evaluate_every = 60
+    config.run.final_episodes = 16
 
 
 def _large(config: ml_collections.ConfigDict) -> None:
     config.data.trajectories = 2000
+    model = config.world_model
+    model.deterministic = model.units = 512
+    model.stochastic = 30
+    model.dtype = "bfloat16"
+    model.latent_kl_weight = 1.0
+    model.inverse_on_labelled = 0.0
+    if config.data.dataset in ("medium_replay", "plan2explore"):
+        model.free_nats = 1.0  # LAWM Table 2
+    model.steps = 100_000
+    model.labelled_rows, model.unlabelled_rows, model.window = 16, 48, 50
+    model.learning_rate, model.learning_rate_end = 3e-4, 1.0
+    model.weight_decay = 0.0
+    agent = config.agent
+    agent.steps = 100_000
+    agent.start_rows, agent.horizon = 2048, 15
+    agent.units = 512
+    agent.learning_rate = 8e-5
+    config.run.steps_per_call = 500
+    config.run.checkpoint_every = 5000
+    config.run.evaluate_every = 10_000

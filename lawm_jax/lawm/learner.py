@@ -7,6 +7,7 @@ from typing import NamedTuple
 import flax.struct
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from lawm_jax.data.windows import TrajectoryArrays, Windows, sample_windows
@@ -60,16 +61,31 @@ class LearnerConfig:
     gradient_clip: float
 
 
-def make_optimiser(
-    learning_rate: float, end: float, steps: int, warmup: int, weight_decay: float, clip: float
-) -> optax.GradientTransformation:
-    """AdamW with clipped gradients, a linear warm-up and a cosine decay to `end` of the rate."""
+def make_optimiser(config: LearnerConfig) -> optax.GradientTransformation:
+    """AdamW with clipped gradients, a linear warm-up and a cosine decay of the learning rate."""
+    rate, warmup = config.learning_rate, config.warmup_steps
     schedule = optax.warmup_cosine_decay_schedule(
-        0.0 if warmup else learning_rate, learning_rate, warmup, max(steps, warmup + 1),
-        end * learning_rate,
+        0.0 if warmup else rate, rate, warmup, max(config.steps, warmup + 1),
+        config.learning_rate_end * rate,
     )
     return optax.chain(
-        optax.clip_by_global_norm(clip), optax.adamw(schedule, weight_decay=weight_decay)
+        optax.clip_by_global_norm(config.gradient_clip),
+        optax.adamw(schedule, weight_decay=config.weight_decay),
+    )
+
+
+def fit_normaliser(data: TrainingData) -> Normaliser:
+    """Mean and std of all observations that training sees; a constant dimension keeps std 1."""
+    observations = []
+    for arrays in data:
+        if arrays is not None:
+            steps = np.arange(arrays.observation.shape[1])
+            observations.append(arrays.observation[steps <= arrays.length[:, None]])
+    everything = np.concatenate(observations).astype(np.float64)
+    std = everything.std(0)
+    return Normaliser(
+        mean=jnp.asarray(everything.mean(0), jnp.float32),
+        std=jnp.asarray(np.where(std < 1e-6, 1.0, std), jnp.float32),
     )
 
 

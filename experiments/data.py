@@ -1,0 +1,32 @@
+"""The data set of a run: read from the data directory, or made there from shipped snapshots."""
+
+from experiments.launch import Run
+from lawm_jax import collect
+from lawm_jax.data.shards import Dataset, dataset_exists, read_dataset, write_dataset
+from lawm_jax.data.trajectory import validate
+from lawm_jax.envs.dmc import TaskSpec
+
+COLLECTION_SEED = 0  # the data set is the same whatever the seed of the run
+
+
+def load_dataset(run: Run, spec: TaskSpec) -> Dataset:
+    """Reads the run's data set and checks that it fits the task.
+
+    Raises:
+      InputError: there is none and none can be made; a shard is damaged; another task's data.
+    """
+    data = run.config.data
+    name = data.name or f"{spec.task}/{data.dataset}_{data.trajectories}"
+    if not data.name and not dataset_exists(run.data_dir, name):
+        print(f"making {name} in {run.data_dir} from shipped snapshots", flush=True)
+        trajectories, metadata = collect.make_dataset(
+            spec.task, data.dataset, data.trajectories, COLLECTION_SEED,
+            collect.load_snapshots(spec.task),
+        )
+        write_dataset(run.data_dir, name, trajectories, metadata)
+    dataset = read_dataset(run.data_dir, name)
+    validate(
+        dataset.trajectories, where=name, observation_size=spec.observation_size,
+        action_size=spec.action_size,
+    )
+    return dataset

@@ -1,0 +1,169 @@
+"""LAWM on one control task: data, world model, latent-action policy in imagination, evaluation.
+
+    python -m experiments.lawm --config=configs/dmc.py:cheetah_run
+
+C-LAP and Dreamer are the same program: --config.method=c_lap, and --config.data.label_fraction=1
+makes it the oracle that sees all actions.
+"""
+
+import json
+from typing import Any
+
+import jax
+import numpy as np
+
+from experiments import launch
+from experiments.data import load_dataset
+from experiments.summary import summary
+from experiments.training import Session, check_schedule
+from lawm_jax import plots, runner
+from lawm_jax.checkpoint import state_digest
+from lawm_jax.data.shards import Dataset
+from lawm_jax.data.trajectory import Trajectory, return_statistics
+from lawm_jax.data.windows import Split, TrajectoryArrays, check_window, split, stack
+from lawm_jax.envs.dmc import ControlSuite, task_spec
+from lawm_jax.lawm import actor_critic, evaluate, learner
+from lawm_jax.lawm.methods import Program, resolve
+from lawm_jax.metrics import read_metrics
+
+
+def main(run: launch.Run) -> None:
+    """Runs the whole job, from wherever its last checkpoint stands."""
+    config = run.config
+    check_schedule(config)
+    spec = task_spec(config.task)
+    program = resolve(config, spec.observation_size, spec.action_size)
+    mesh = runner.make_mesh()
+    for section, name in (("world_model", "labelled_rows"), ("world_model", "unlabelled_rows"),
+                          ("agent", "start_rows")):
+        runner.rows_per_device(config[section][name], mesh, f"{section}.{name}")
+
+    dataset = load_dataset(run, spec)
+    parts = split([t.action is not None for t in dataset.trajectories], config.data.label_fraction,
+                  config.data.heldout_fraction, config.seed)
+    training, heldout = _arrays(program, dataset.trajectories, parts, mesh.size)
+
+    optimiser = learner.make_optimiser(program.learner)
+    normaliser = learner.fit_normaliser(training)
+    session = Session(run, runner.replicate({
+        "world_model": learner.init(program.model, optimiser, normaliser, config.seed),
+        "agent": actor_critic.init(
+            program.agent, config.world_model.deterministic + config.world_model.stochastic,
+            config.seed,
+        ),
+    }, mesh))
+
+    session.train(
+        "world_model",
+        runner.data_parallel(
+            learner.make_step(program.model, program.elbo, program.learner, optimiser, mesh.size),
+            mesh,
+        ),
+        shared=None,
+        sharded=runner.shard(training, mesh),
+        total=program.learner.steps,
+        evaluate=lambda state: evaluate.prediction_errors(program.model, state, heldout),
+        shown=("loss", "observation_error", "kl_s", "inverse_action_error"),
+    )
+    world = session.state["world_model"]
+    starts = evaluate.start_states(
+        program.model, world, [x for x in training if x is not None], mesh.size
+    )
+    actor = evaluate.make_actor(program.model, program.agent)
+
+    def play(agent: actor_critic.AgentState, episodes: int) -> evaluate.Evaluation:
+        env = ControlSuite(config.task, episodes, seed=_seed(config.seed, int(agent.step)))
+        try:
+            return evaluate.evaluate_policy(env, actor, world, agent, program.agent)
+        finally:
+            env.close()
+
+    session.train(
+        "agent",
+        runner.data_parallel(
+            actor_critic.make_step(program.model, program.agent, mesh.size), mesh
+        ),
+        shared=world.params,
+        sharded=runner.shard(starts, mesh),
+        total=program.agent.steps,
+        evaluate=lambda agent: play(agent, config.run.evaluation_episodes).summary(),
+        shown=("imagined_reward", "imagined_return", "value_error"),
+    )
+    final = play(session.state["agent"], config.run.final_episodes)
+    session.close()
+    errors = evaluate.prediction_errors(program.model, world, heldout)
+    _report(run, session, dataset, parts, final, {k: float(v) for k, v in errors.items()})
+
+
+def _arrays(
+    program: Program, trajectories: list[Trajectory], parts: Split, devices: int
+) -> tuple[learner.TrainingData, TrajectoryArrays]:
+    """What training sees and what it does not, as arrays; unlabelled ones without actions."""
+    chosen = Split(*([trajectories[i] for i in part] for part in parts))
+    labelled = stack(chosen.labelled, actions=True, multiple_of=devices)
+    unlabelled = None
+    if program.learner.unlabelled_rows:
+        unlabelled = stack(chosen.unlabelled, actions=False, multiple_of=devices)
+        check_window(unlabelled, program.learner.window)
+    check_window(labelled, program.learner.window)
+    return learner.TrainingData(labelled, unlabelled), stack(chosen.heldout, actions=True)
+
+
+def _seed(seed: int, step: int) -> int:
+    """A simulator seed of its own for every evaluation of a run."""
+    return int(np.random.SeedSequence([seed, step]).generate_state(1)[0] >> 1)
+
+
+def _report(
+    run: launch.Run,
+    session: Session,
+    dataset: Dataset,
+    parts: Split,
+    final: evaluate.Evaluation,
+    errors: dict[str, float],
+) -> None:
+    """Writes plots, then results.json, whose presence marks the run as finished."""
+    records = read_metrics(run.workdir)
+    statistics = return_statistics(dataset.trajectories)
+    evaluation = final.summary()
+    last: dict[str, Any] = {}
+    for record in records:
+        last |= {name: x for name, x in record.items() if name not in ("step", "phase")}
+    results = {
+        "config": json.loads(run.config.to_json_best_effort()),
+        "command": run.command,
+        "commit": run.commit,
+        "seed": run.config.seed,
+        "device": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
+        "wall_clock_seconds": session.seconds,
+        "compile_seconds": session.compile_seconds,
+        "dataset": {
+            "name": dataset.name,
+            "fingerprint": dataset.fingerprint,
+            "trajectories": len(dataset.trajectories),
+            "labelled_trajectories": len(parts.labelled),
+            "heldout_trajectories": len(parts.heldout),
+            "return_statistics": statistics,
+        },
+        "evaluation": evaluation,
+        "metrics": last | errors,
+        "state_digest": state_digest(session.state),
+    }
+    directory = run.workdir / "plots"
+    directory.mkdir(exist_ok=True)
+    returns = [t.episode_return for t in dataset.trajectories]
+    plots.model_losses(directory / "model_losses.png", records)
+    plots.learning_curve(directory / "learning_curve.png", records, statistics)
+    plots.open_loop(directory / "open_loop.png", {
+        k: errors[f"open_loop_error_{k}"] for k in evaluate.OPEN_LOOP_STEPS
+        if f"open_loop_error_{k}" in errors
+    })
+    plots.return_histogram(directory / "returns.png", returns, evaluation["return_mean"])
+    part = run.workdir / "results.json.part"
+    part.write_text(json.dumps(results, indent=2) + "\n")
+    part.replace(run.workdir / "results.json")
+    print(f"\n{summary(results)}\n\nresults and plots in {run.workdir}", flush=True)
+
+
+if __name__ == "__main__":
+    launch.run(main)

@@ -1,0 +1,130 @@
+"""The loop that every training phase shares: dispatch, log, evaluate, save, stop."""
+
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from experiments.launch import Run, Stopped
+from experiments.progress import Progress
+from lawm_jax.checkpoint import Checkpoints
+from lawm_jax.errors import InputError
+from lawm_jax.metrics import MetricLogger, check_finite
+
+PyTree = Any
+
+
+class Session:
+    """A run's train state on disk: restored when the run starts, saved as it goes.
+
+    Attributes:
+      state: dict of train states, one a phase, each with a `step`.
+      seconds: wall-clock of the run so far, over all its starts; `compile_seconds` likewise.
+    """
+
+    def __init__(self, run: Run, state: dict[str, PyTree]) -> None:
+        self._run = run
+        self._checkpoints = Checkpoints(run.workdir / "checkpoints")
+        restored = self._checkpoints.restore(state)
+        extra = restored.extra if restored else {}
+        self.state = restored.state if restored else state
+        self.logger = MetricLogger(run.workdir, extra.get("position"))
+        self.compile_seconds = extra.get("compile_seconds", 0.0)
+        self._seconds_before, self._started = extra.get("seconds", 0.0), time.monotonic()
+        if restored:
+            print(f"continuing from step {restored.step}", flush=True)
+
+    @property
+    def seconds(self) -> float:
+        """Wall-clock of the run so far."""
+        return self._seconds_before + time.monotonic() - self._started
+
+    def save(self) -> None:
+        """Writes a checkpoint of everything, named by the sum of the phases' steps."""
+        step = sum(int(state.step) for state in self.state.values())
+        self._checkpoints.save(step, self.state, {
+            "position": self.logger.position(),
+            "seconds": self.seconds,
+            "compile_seconds": self.compile_seconds,
+        })
+
+    def close(self) -> None:
+        """Closes logs and checkpoints."""
+        self.logger.close()
+        self._checkpoints.close()
+
+    def train(
+        self,
+        phase: str,
+        step_fn: Callable[..., tuple[PyTree, PyTree]],
+        shared: PyTree,
+        sharded: PyTree,
+        total: int,
+        evaluate: Callable[[PyTree], Mapping[str, Any]],
+        shown: tuple[str, ...],
+    ) -> None:
+        """Trains self.state[phase] up to step `total`, from wherever it stands.
+
+        Args:
+          step_fn: from `runner.data_parallel`.
+          evaluate: called on the state every run.evaluate_every steps and at the end; its metrics
+            are logged and kept with the phase.
+          shown: names of the metrics that the progress line shows.
+
+        Raises:
+          Stopped: a signal asked for it; the state has been saved.
+          TrainingError: a metric is NaN or infinite.
+        """
+        settings: ConfigDict = self._run.config.run
+        step = int(self.state[phase].step)
+        progress = Progress(phase, total, step)
+        pending: tuple[int, PyTree] | None = None
+
+        def flush() -> None:
+            nonlocal pending
+            if pending is not None:
+                self._log(phase, *pending, progress, shown)
+                pending = None
+
+        while step < total:
+            count = min(settings.steps_per_call, total - step)
+            before = time.monotonic()
+            state, metrics = step_fn(self.state[phase], shared, sharded, steps=count)
+            if step == progress.first or count != settings.steps_per_call:
+                self.compile_seconds += time.monotonic() - before  # the call blocks to compile
+            flush()  # the previous call's metrics, while the device works on this one's
+            self.state[phase], pending, step = state, (step, metrics), step + count
+            done = step == total
+            due = lambda every, step=step, done=done: done or step % every == 0  # noqa: E731
+            if due(settings.evaluate_every):
+                flush()
+                self.logger.log(step, phase, evaluate(self.state[phase]))
+            if due(settings.checkpoint_every) or self._run.stop.requested:
+                flush()
+                self.save()
+            if self._run.stop.requested:
+                raise Stopped
+        progress.close()
+
+    def _log(
+        self, phase: str, first: int, metrics: PyTree, progress: Progress, shown: tuple[str, ...]
+    ) -> None:
+        metrics = jax.device_get(metrics)
+        check_finite(metrics, first + 1)
+        means = {name: float(np.mean(values)) for name, values in metrics.items()}
+        step = first + len(next(iter(metrics.values())))
+        self.logger.log(step, phase, means)
+        progress.update(step, {name: means[name] for name in shown if name in means})
+
+
+def check_schedule(config: ConfigDict) -> None:
+    """Raises InputError unless saves and evaluations fall on the end of a dispatch."""
+    for key in ("checkpoint_every", "evaluate_every"):
+        if config.run[key] % config.run.steps_per_call:
+            raise InputError(
+                f"run.{key} is {config.run[key]}, not a multiple of run.steps_per_call "
+                f"({config.run.steps_per_call})"
+            )

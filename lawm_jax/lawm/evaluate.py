@@ -1,0 +1,240 @@
+"""What a world model predicts on held-out trajectories, and what a policy earns in the simulator."""
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from lawm_jax.data.trajectory import Trajectory
+from lawm_jax.data.windows import TrajectoryArrays
+from lawm_jax.envs.dmc import ControlSuite
+from lawm_jax.envs.rollout import rollout
+from lawm_jax.lawm.actor_critic import AgentConfig, AgentState, act, critic
+from lawm_jax.lawm.imagination import to_support
+from lawm_jax.lawm.learner import Normaliser, WorldModelState
+from lawm_jax.lawm.world_model import (
+    InferenceNoise,
+    Params,
+    State,
+    WorldModel,
+    infer,
+    initial_state,
+)
+from lawm_jax.returns import discounted_return
+
+OPEN_LOOP_CONTEXT = 10  # observations filtered before a prediction
+OPEN_LOOP_STEPS = (1, 5, 10, 25)  # how far ahead predictions are scored
+CHUNK = 100  # trajectories filtered at once: bounds memory
+
+
+def _noise(model: WorldModel, steps: int, rows: int, unlabelled: int, key: jax.Array | None
+           ) -> InferenceNoise:
+    """Noise for an inference over `steps` observations; all zero (the means) without a key."""
+    shapes = (
+        (steps, rows, model.stochastic),
+        (steps - 1, unlabelled, model.latent_action_size),
+        (steps - 1, unlabelled, model.action_size),
+    )
+    if key is None:
+        return InferenceNoise(*(jnp.zeros(shape) for shape in shapes))
+    keys = jax.random.split(key, 3)
+    return InferenceNoise(*(jax.random.normal(k, s) for k, s in zip(keys, shapes, strict=True)))
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _filter(
+    model: WorldModel, params: Params, observation: jax.Array, action: jax.Array, key: jax.Array
+) -> State:
+    """Posterior states [T+1, N] of whole trajectories, the first of which are labelled."""
+    steps, rows, _ = observation.shape
+    noise = _noise(model, steps, rows, rows - action.shape[1], key)
+    return infer(model, params, observation, action, noise).state
+
+
+def start_states(
+    model: WorldModel, state: WorldModelState, data: Sequence[TrajectoryArrays], multiple_of: int
+) -> State:
+    """Every posterior state of the training trajectories, where imagination may start.
+
+    Each trajectory is filtered from its first step, as the policy will do when it is evaluated.
+
+    Args:
+      data: labelled and unlabelled trajectories.
+      multiple_of: the number of devices; a remainder of states is dropped.
+
+    Returns:
+      States [M] on the host.
+    """
+    kept = []
+    key = jax.random.fold_in(jax.random.key(int(state.seed)), 0x57A7)
+    for arrays in data:
+        for first in range(0, len(arrays.length), CHUNK):
+            part = jax.tree.map(lambda x, i=first: x[i : i + CHUNK], arrays)
+            observation = np.moveaxis(part.observation, 0, 1)
+            action = np.zeros((observation.shape[0] - 1, 0, model.action_size), np.float32)
+            if part.action is not None:
+                action = np.moveaxis(part.action, 0, 1)
+            key, chunk_key = jax.random.split(key)
+            states = _filter(
+                model, state.params, state.normaliser(observation), action, chunk_key
+            )
+            real = np.arange(observation.shape[0])[:, None] <= part.length  # not padding
+            kept.append(jax.tree.map(lambda x, real=real: np.asarray(x)[real], states))
+    merged = jax.tree.map(lambda *x: np.concatenate(x), *kept)
+    count = len(merged.h) - len(merged.h) % multiple_of
+    return jax.tree.map(lambda x: x[:count], merged)
+
+
+def prediction_errors(
+    model: WorldModel, state: WorldModelState, heldout: TrajectoryArrays
+) -> dict[str, jax.Array]:
+    """Errors on held-out trajectories, whose actions serve as the reference only.
+
+    Trajectories are cut into pieces of context plus horizon. `open_loop_error_K` is the mean
+    squared error, of one dimension in units of its variance, of an observation predicted K steps
+    ahead of the context with the true actions. `decoded_action_error` is that of the actions that
+    the inverse-dynamics path decodes from the observations alone; `action_variance` is what always
+    guessing the mean action would score.
+    """
+    length = OPEN_LOOP_CONTEXT + max(OPEN_LOOP_STEPS)
+    pieces = int(np.min(heldout.length)) // length
+    if not pieces:
+        return {}
+
+    def cut(x: np.ndarray, size: int) -> np.ndarray:
+        x = np.stack([x[:, i * length : i * length + size] for i in range(pieces)])
+        return np.moveaxis(x.reshape(-1, *x.shape[2:]), 0, 1)
+
+    observation, action = cut(heldout.observation, length + 1), cut(heldout.action, length)
+    return _prediction_errors(model, state.params, state.normaliser, observation, action)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _prediction_errors(
+    model: WorldModel, params: Params, normaliser: Normaliser, raw: jax.Array, action: jax.Array
+) -> dict[str, jax.Array]:
+    observation = normaliser(raw)
+    steps, rows, _ = observation.shape
+    context = OPEN_LOOP_CONTEXT
+    filtered = infer(
+        model, params, observation[:context], action[: context - 1],
+        _noise(model, context, rows, 0, None),
+    )
+    start = jax.tree.map(lambda x: x[-1], filtered.state)
+
+    def step(state: State, action: jax.Array) -> tuple[State, State]:
+        h = model.apply({"params": params}, state, action, method="transition")
+        state = State(h, model.apply({"params": params}, h, method="prior").mean)
+        return state, state
+
+    _, states = jax.lax.scan(step, start, action[context - 1 : -1])
+    predicted = model.apply({"params": params}, states, method="decode_observation")
+    error = jnp.mean((predicted - observation[context:-1]) ** 2, (1, 2))
+    metrics = {f"open_loop_error_{k}": error[k - 1] for k in OPEN_LOOP_STEPS}
+    if model.latent_action and not model.learned_prior:
+        nothing = jnp.zeros((steps - 1, 0, model.action_size))
+        inferred = infer(model, params, observation, nothing, _noise(model, steps, rows, rows, None))
+        metrics["decoded_action_error"] = jnp.mean((inferred.action - action) ** 2)
+        metrics["action_variance"] = jnp.mean(jnp.var(action, (0, 1)))
+    return metrics
+
+
+class PolicyParams(NamedTuple):
+    """What acting needs."""
+
+    world: Params
+    normaliser: Normaliser
+    policy: Params
+    value: Params
+
+
+class Filter(NamedTuple):
+    """The acting agent's memory: its state, the action it executed last, and its first value."""
+
+    state: State
+    action: jax.Array
+    first_value: jax.Array
+
+
+def make_actor(
+    model: WorldModel, config: AgentConfig
+) -> Callable[[PolicyParams, Filter, jax.Array, bool], Filter]:
+    """The policy that acts, jitted once: filters an observation and takes the policy's mode.
+
+    Returns act(params, filter, observation [N, O], first) -> Filter, whose action is to be executed
+    and whose first_value [N] is the critic's estimate, at step 0, of the discounted return.
+    """
+
+    @functools.partial(jax.jit, static_argnums=3)
+    def step(params: PolicyParams, last: Filter, observation: jax.Array, first: bool) -> Filter:
+        apply = functools.partial(model.apply, {"params": params.world})
+        projected = apply(params.normaliser(observation), method="embed").posterior
+        rows = observation.shape[0]
+        if first:
+            zeros = jnp.zeros((rows, model.stochastic))
+            state, _ = initial_state(model, params.world, projected, zeros)
+        else:
+            h = apply(last.state, last.action, method="transition")
+            state = State(h, apply(h, projected, method="posterior").mean)
+        v, _ = act(config, params.policy, state, jnp.zeros((rows, config.policy_size)))
+        action = to_support(model, params.world, state, v, config.epsilon)
+        value = last.first_value
+        if first:
+            value = critic(config, params.value, state).min(0) / (1.0 - config.discount)
+        return Filter(state, action, value)
+
+    return step
+
+
+class Evaluation(NamedTuple):
+    """Episodes in the simulator and what the critic expected of them at their first step."""
+
+    trajectories: list[Trajectory]
+    predicted: np.ndarray  # [N] the critic's discounted return
+    discounted: np.ndarray  # [N] the real one
+
+    def summary(self) -> dict[str, float]:
+        """Return statistics over episodes; the interval is 1.96 standard errors."""
+        returns = np.array([t.episode_return for t in self.trajectories])
+        spread = float(returns.std(ddof=1))
+        return {
+            "return_mean": float(returns.mean()),
+            "return_std": spread,
+            "return_ci95": 1.96 * spread / len(returns) ** 0.5,
+            "return_min": float(returns.min()),
+            "return_max": float(returns.max()),
+            "episodes": len(returns),
+            "predicted_value": float(self.predicted.mean()),
+            "real_value": float(self.discounted.mean()),
+            "value_overestimation": float((self.predicted - self.discounted).mean()),
+        }
+
+
+def evaluate_policy(
+    env: ControlSuite,
+    actor: Callable[..., Filter],
+    world: WorldModelState,
+    agent: AgentState,
+    config: AgentConfig,
+) -> Evaluation:
+    """Plays one episode in every environment with the policy's mode, filtering as it goes."""
+    params = PolicyParams(world.params, world.normaliser, agent.policy, agent.value)
+    memory: dict[str, Any] = {}
+
+    def choose(last: Filter | None, observation: np.ndarray, t: int) -> tuple:
+        if last is None:
+            empty = jnp.zeros((env.num_envs,))
+            last = Filter(State(empty, empty), empty, empty)
+        last = memory["last"] = actor(params, last, observation, t == 0)
+        return np.asarray(last.action), last
+
+    trajectories = rollout(env, choose, None)
+    rewards = np.stack([t.reward for t in trajectories], 1)
+    return Evaluation(
+        trajectories,
+        predicted=np.asarray(memory["last"].first_value),
+        discounted=np.asarray(discounted_return(jnp.asarray(rewards), config.discount)),
+    )

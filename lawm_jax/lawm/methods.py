@@ -1,0 +1,99 @@
+"""LAWM, C-LAP and Dreamer as configurations of one program."""
+
+import dataclasses
+from typing import NamedTuple
+
+import jax.numpy as jnp
+from ml_collections import ConfigDict
+
+from lawm_jax.errors import InputError
+from lawm_jax.lawm.actor_critic import AgentConfig
+from lawm_jax.lawm.elbo import ElboConfig
+from lawm_jax.lawm.learner import LearnerConfig
+from lawm_jax.lawm.world_model import WorldModel
+
+
+@dataclasses.dataclass(frozen=True)
+class Method:
+    """What sets a method apart."""
+
+    latent_action: bool  # the policy chooses u, which the model decodes to a
+    learned_prior: bool  # p(u | s) is an MLP, not the standard normal
+    unlabelled: bool  # learns from trajectories without actions as well
+
+
+METHODS = {
+    "lawm": Method(latent_action=True, learned_prior=False, unlabelled=True),
+    "c_lap": Method(latent_action=True, learned_prior=True, unlabelled=False),
+    "dreamer": Method(latent_action=False, learned_prior=False, unlabelled=False),
+}
+
+
+class Program(NamedTuple):
+    """A method with its sizes and settings, resolved from a config."""
+
+    method: Method
+    model: WorldModel
+    elbo: ElboConfig
+    learner: LearnerConfig
+    agent: AgentConfig
+
+
+def resolve(config: ConfigDict, observation_size: int, action_size: int) -> Program:
+    """Turns a config as configs/dmc.py makes it into the program for data of these sizes.
+
+    Raises:
+      InputError: unknown method or dtype, or a size or count that cannot be.
+    """
+    if config.method not in METHODS:
+        raise InputError(f"method is '{config.method}'; choose from {', '.join(METHODS)}")
+    method, world, agent = METHODS[config.method], config.world_model, config.agent
+    if world.dtype not in ("float32", "bfloat16"):
+        raise InputError(f"world_model.dtype is '{world.dtype}'; choose float32 or bfloat16")
+    _check_positive(config)
+    latent_size = world.latent_action or action_size
+    model = WorldModel(
+        observation_size=observation_size,
+        action_size=action_size,
+        latent_action_size=latent_size,
+        latent_action=method.latent_action,
+        learned_prior=method.learned_prior,
+        dtype=jnp.dtype(world.dtype),
+        **_fields(world, "units", "layers", "deterministic", "stochastic", "min_std"),
+    )
+    elbo = ElboConfig(**_fields(world, *ElboConfig.__dataclass_fields__))
+    if not method.unlabelled:
+        elbo = dataclasses.replace(elbo, inverse_on_labelled=0.0)
+    learner = LearnerConfig(**_fields(world, *LearnerConfig.__dataclass_fields__))
+    if not method.unlabelled:
+        learner = dataclasses.replace(
+            learner,
+            labelled_rows=learner.labelled_rows + learner.unlabelled_rows,
+            unlabelled_rows=0,
+        )
+    policy_size = latent_size if method.latent_action else action_size
+    names = set(AgentConfig.__dataclass_fields__) - {"policy_size"}
+    return Program(
+        method, model, elbo, learner, AgentConfig(policy_size=policy_size, **_fields(agent, *names))
+    )
+
+
+def _fields(config: ConfigDict, *names: str) -> dict:
+    return {name: config[name] for name in names}
+
+
+def _check_positive(config: ConfigDict) -> None:
+    counts = {
+        "world_model": ("deterministic", "stochastic", "units", "layers", "steps", "labelled_rows"),
+        "agent": ("steps", "start_rows", "horizon", "units", "layers", "values"),
+        "run": ("steps_per_call", "checkpoint_every", "evaluate_every"),
+    }
+    for section, names in counts.items():
+        for name in names:
+            if config[section][name] < 1:
+                raise InputError(f"{section}.{name} is {config[section][name]}; it must be >= 1")
+    for name in ("evaluation_episodes", "final_episodes"):
+        if config.run[name] < 2:
+            raise InputError(f"run.{name} is {config.run[name]}; an interval needs at least 2")
+    if config.world_model.window < 2:
+        raise InputError(f"world_model.window is {config.world_model.window}; it must be >= 2")
