@@ -80,7 +80,7 @@ def convert(
         "source": source,
         "task": task or None,
         "observation_keys": list(keys),
-        "returns": returns,
+        "return_statistics": returns,
     }
     directory = shards.write_dataset(data_dir, name, trajectories, metadata)
     labelled = sum(t.action is not None for t in trajectories)

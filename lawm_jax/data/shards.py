@@ -41,8 +41,8 @@ class Dataset:
 
 
 def dataset_exists(data_dir: epath.PathLike, name: str) -> bool:
-    """Whether a finished data set of this name lies in the data directory."""
-    return (_directory(data_dir, name) / "dataset_info.json").exists()
+    """Whether a data set of this name lies in the data directory, whole or damaged since."""
+    return _directory(data_dir, name).exists()
 
 
 def write_dataset(
@@ -70,7 +70,7 @@ def write_dataset(
     """
     directory = _directory(data_dir, name)
     exists = InputError(f"{directory} exists: choose another name, or remove it to write it again")
-    if directory.exists():
+    if dataset_exists(data_dir, name):
         raise exists
     trajectories = [_as_float32(trajectory) for trajectory in trajectories]
     validate(trajectories, where=name)
@@ -97,7 +97,7 @@ def read_dataset(data_dir: epath.PathLike, name: str) -> Dataset:
             (names the file and the record).
     """
     directory = _directory(data_dir, name)
-    if not directory.exists():
+    if not dataset_exists(data_dir, name):
         raise InputError(f"no data set '{name}' in {data_dir}; {_available(data_dir)}")
     metadata, expected = _read_metadata(directory)
     trajectories = list(_read_trajectories(directory))
