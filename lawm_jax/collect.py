@@ -40,6 +40,7 @@ REPLAY_SNAPSHOTS = 12  # at most, an agent, in medium_replay and in plan2explore
 MEDIUM_SNAPSHOTS = 2  # an agent
 EXPERT_SNAPSHOTS = 2  # an agent
 EVALUATION_EPISODES = 16  # behind the return that is noted for each snapshot
+EPISODE_STEPS = 500
 ROLLOUT_ENVS = 16  # rolled out at a time; building a simulator costs as much as 100 steps of it
 
 
@@ -48,19 +49,19 @@ class Training:
     """How long and how densely an agent is trained.
 
     Attributes:
-        agent_steps: environment steps of the agent in all, a multiple of num_envs * chunk.
+        agent_steps: environment steps of the agent in all, whole lock-step episodes (of 8,000).
         num_envs: environments in lock step.
         steps_per_update: agent steps for one update.
         chunk: vector steps between two calls of the learner; divides the episode's length.
-        snapshot_every: vector steps between two snapshots, a multiple of chunk.
-        warmup: vector steps by the untrained policy before the first update.
+        snapshot_steps: agent steps between two snapshots, a multiple of num_envs * chunk.
+        warmup: vector steps by the untrained policy before the first update, less than an episode.
     """
 
     agent_steps: int
     num_envs: int = 16
     steps_per_update: int = 4
     chunk: int = 25
-    snapshot_every: int = 250
+    snapshot_steps: int = 8000
     warmup: int = 250
 
 
@@ -128,10 +129,12 @@ def train_agent(
         Snapshots in the order of training, or None if stopped.
 
     Raises:
+        InputError: unknown task; steps that do not divide.
         TrainingError: a metric is NaN or Inf.
     """
     spec = task_spec(task)
-    env = ControlSuite(task, training.num_envs, seed)
+    _check(training)
+    env = ControlSuite(task, training.num_envs, seed, episode_steps=EPISODE_STEPS)
     noise = np.random.default_rng(seed)
     state = sac.init(seed, spec.observation_size, spec.action_size, config)
     vector_steps = training.agent_steps // training.num_envs
@@ -145,7 +148,7 @@ def train_agent(
     updates = training.chunk * training.num_envs // training.steps_per_update
     actors, steps, episode_returns = [], [], []
     for t in range(0, vector_steps, training.chunk):
-        if t % training.snapshot_every == 0:
+        if t * training.num_envs % training.snapshot_steps == 0:
             actors.append(_half(state.params["actor"]))
             steps.append(t * training.num_envs)
         if t % env.episode_steps == 0:
@@ -170,7 +173,6 @@ def train_agent(
         )
         done = t + training.chunk
         if done % env.episode_steps == 0:
-            # The first chunks do no updates: a mean over none is NaN, and says nothing.
             metrics = {name: float(value) for name, value in metrics.items()}
             for name, value in metrics.items():
                 if not np.isfinite(value):
@@ -203,6 +205,20 @@ def train_agent(
     return evaluate(snapshots.take(_candidates(behaviour, config.intrinsic)), seed)
 
 
+def _check(training: Training) -> None:
+    per_episode, per_chunk = (training.num_envs * n for n in (EPISODE_STEPS, training.chunk))
+    if training.agent_steps < per_episode or training.agent_steps % per_episode:
+        raise InputError(
+            f"an agent trains for whole lock-step episodes of {per_episode} agent steps: "
+            f"{training.agent_steps} is not a multiple of that"
+        )
+    if training.snapshot_steps < 1 or training.snapshot_steps % per_chunk:
+        raise InputError(
+            f"policies are kept at multiples of {per_chunk} agent steps, not every "
+            f"{training.snapshot_steps}"
+        )
+
+
 def evaluate(snapshots: Snapshots, seed: int) -> Snapshots:
     """Fills in `episode_return`, the mean of EVALUATION_EPISODES episodes of each snapshot."""
     index = np.repeat(np.arange(len(snapshots.step)), EVALUATION_EPISODES)
@@ -218,9 +234,9 @@ def _candidates(behaviour: np.ndarray, explorer: bool) -> np.ndarray:
     last = len(behaviour) - 1
     if explorer:
         return _evenly(last, REPLAY_SNAPSHOTS)
-    # Everything up to well above the medium level, and a few of the rest for the expert.
+    # Densely up to well above the medium level, and a few of the rest for the expert.
     above = int(np.argmax(behaviour >= 0.65 * behaviour.max()))
-    return np.unique(np.concatenate([np.arange(above + 1), above + _evenly(last - above, 10)]))
+    return np.unique(np.concatenate([_evenly(above, 16), above + _evenly(last - above, 6)]))
 
 
 def _evenly(last: int, count: int) -> np.ndarray:
