@@ -5,7 +5,7 @@ import difflib
 import hashlib
 import importlib.util
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -48,16 +48,17 @@ class CommandLine:
 
 def parse(argv: list[str]) -> CommandLine:
     """Parses the command line; argv[0] is the program. Raises InputError for every mistake."""
+    config_file, argv = _take_config_file(argv)
+    config = _load(config_file)
+    overrides = _overrides(argv)
+    for key in overrides:
+        _check_key(config, key)
+
     values = flags.FlagValues()
-    config_flags.DEFINE_config_file("config", None, "", flag_values=values, sys_argv=argv)
+    config_flags.DEFINE_config_dict("config", config, flag_values=values, sys_argv=argv)
     flags.DEFINE_string("workdir", None, "", flag_values=values)
     flags.DEFINE_string("data_dir", "data", "", flag_values=values)
     flags.DEFINE_boolean("render", False, "", flag_values=values)
-
-    config_file = _config_file(argv)
-    config = _load(config_file)
-    for key in _override_keys(argv):
-        _check_key(config, key)
     try:
         rest = values(argv)[1:]
     except flags.UnrecognizedFlagError as error:
@@ -66,7 +67,7 @@ def parse(argv: list[str]) -> CommandLine:
             f"unknown flag '--{error.flagname}'; nearest: '--{_nearest(error.flagname, known)}'"
         ) from error
     except flags.IllegalFlagValueError as error:
-        raise InputError(_wrong_value(config, str(error))) from error
+        raise InputError(_wrong_value(config, overrides, str(error))) from error
     except flags.Error as error:
         raise InputError(" ".join(str(error).split())) from error
     if rest:
@@ -81,17 +82,18 @@ def parse(argv: list[str]) -> CommandLine:
     )
 
 
-def _config_file(argv: list[str]) -> str:
-    for arg, following in zip(argv, [*argv[1:], ""], strict=True):
+def _take_config_file(argv: list[str]) -> tuple[str, list[str]]:
+    """Returns the value of --config, and argv without it."""
+    for i, arg in enumerate(argv):
         if arg in ("--config", "-config"):
-            return following
+            return "".join(argv[i + 1 : i + 2]), argv[:i] + argv[i + 2 :]
         if re.match("--?config=", arg):
-            return arg.partition("=")[2]
+            return arg.partition("=")[2], argv[:i] + argv[i + 1 :]
     raise InputError("--config is missing; write for example --config=configs/dmc.py:walker_walk")
 
 
 def _load(config_file: str) -> ConfigDict:
-    """Calls get_config once by itself: config_flags buries what it raises in a traceback."""
+    """Calls get_config; config_flags would bury what it raises in a traceback."""
     name, _, arg = config_file.partition(":")
     path = Path(name)
     if not path.is_file():
@@ -110,10 +112,10 @@ def _load(config_file: str) -> ConfigDict:
         raise InputError(str(error)) from error
 
 
-def _override_keys(argv: list[str]) -> Iterator[str]:
-    for arg in argv:
-        if match := re.match(r"--?(?:no)?config\.([^=]*)", arg):
-            yield match[1]
+def _overrides(argv: list[str]) -> dict[str, str]:
+    """The config keys on the command line with the text of their values."""
+    matches = [re.match(r"--?(?:no)?config\.([^=]*)=?(.*)", arg, re.DOTALL) for arg in argv]
+    return {match[1]: match[2] for match in matches if match}
 
 
 def _check_key(config: ConfigDict, key: str) -> None:
@@ -134,11 +136,12 @@ def _flatten(config: ConfigDict, prefix: str = "") -> Iterator[tuple[str, Any]]:
             yield f"{prefix}{key}", value
 
 
-def _wrong_value(config: ConfigDict, message: str) -> str:
-    match = re.match(r"flag --config\.([\w.]+)=(.*?): ", message, re.DOTALL)
+def _wrong_value(config: ConfigDict, overrides: Mapping[str, str], message: str) -> str:
+    match = re.match(r"flag --config\.([\w.]+)=", message)
     if match is None:
         return " ".join(message.split())
-    key, text = match.groups()
+    key = match[1]
+    text = overrides[key]
     kind = type(dict(_flatten(config))[key]).__name__
     article = "an" if kind == "int" else "a"
     return f"config key '{key}' is {article} {kind}, got '{text}'" + _mended(kind, text)

@@ -10,7 +10,6 @@ again continues the run), 1 anything else. What a user can mend is one line on s
 """
 
 import dataclasses
-import errno
 import fcntl
 import json
 import os
@@ -80,11 +79,11 @@ def run(main: Callable[[Run], None], argv: list[str] | None = None) -> NoReturn:
     except TrainingError as error:
         code = _fail(FAILED, error)
     except Exception as error:
-        full = _disk_full(error)
-        if full is None:
+        from lawm_jax.checkpoint import disk_full
+
+        if not disk_full(error):
             raise
-        where = f" (writing {full.filename})" if full.filename else ""
-        code = _fail(FAILED, f"no space left on the disk{where}; free some and start again")
+        code = _fail(FAILED, f"no space left on the disk ({error}); free some and start again")
     sys.exit(code)
 
 
@@ -102,7 +101,11 @@ def _run(main: Callable[[Run], None], argv: list[str]) -> int:
         if results.exists():
             print(f"{workdir} is finished:\n\n{summary(json.loads(results.read_text()))}")
             return DONE
-        return _start(main, parsed, experiment, workdir, argv)
+        try:
+            return _start(main, parsed, experiment, workdir, argv)
+        except InputError:
+            _unclaim(workdir)
+            raise
 
 
 def _start(
@@ -139,14 +142,6 @@ def _start(
 def _fail(code: int, message: object) -> int:
     print(f"error: {message}", file=sys.stderr, flush=True)
     return code
-
-
-def _disk_full(error: BaseException | None) -> OSError | None:
-    while error is not None:
-        if isinstance(error, OSError) and error.errno == errno.ENOSPC:
-            return error
-        error = error.__cause__ or error.__context__
-    return None
 
 
 # ---- work directory
@@ -191,6 +186,12 @@ def _claim(workdir: Path, identity: dict[str, Any]) -> None:
         )
 
 
+def _unclaim(workdir: Path) -> None:
+    """Frees a work directory in which bad input kept the run from writing anything."""
+    if {path.name for path in workdir.iterdir()} == {".lock", "config.json"}:
+        (workdir / "config.json").unlink()
+
+
 def _flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     flat = {}
     for key, value in tree.items():
@@ -226,7 +227,9 @@ def _start_jax() -> str:
     Raises InputError where the platform that JAX_PLATFORMS asks for is not there.
     """
     import jax
+    from absl import logging
 
+    logging.set_verbosity(logging.FATAL)  # Orbax logs at length what it then raises anyway
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
         cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
         jax.config.update("jax_compilation_cache_dir", str(cache / "lawm_jax"))

@@ -16,7 +16,7 @@ class Progress:
     """
 
     def __init__(self, phase: str, total: int, first: int = 0) -> None:
-        self._phase, self._total, self._first = phase, total, first
+        self._phase, self._total, self.first = phase, total, first
         self._start = self._last_line = time.monotonic()
         self._bar = None
         if sys.stderr.isatty():
@@ -33,7 +33,7 @@ class Progress:
         if now - self._last_line < SECONDS_BETWEEN_LINES and step < self._total:
             return
         self._last_line = now
-        rate = (step - self._first) / max(now - self._start, 1e-9)
+        rate = (step - self.first) / max(now - self._start, 1e-9)
         left = f", {(self._total - step) / rate:.0f} s left" if rate > 0 else ""
         metrics = "".join(f", {name} {value}" for name, value in values.items())
         print(f"{self._phase} {step}/{self._total}, {rate:.3g} steps/s{left}{metrics}", flush=True)

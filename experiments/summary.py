@@ -15,8 +15,7 @@ ROWS = (
     ("  return median", "dataset.return_statistics.median", "{:.1f}"),
     ("  return p75", "dataset.return_statistics.p75", "{:.1f}"),
     ("  return max", "dataset.return_statistics.max", "{:.1f}"),
-    ("return", "evaluation.return_mean", "{:.1f}"),
-    ("  95% interval", "evaluation.return_ci95", "± {:.1f}"),
+    ("return, 95% interval", "evaluation.return_mean", "{:.1f}"),
     ("  episodes", "evaluation.episodes", "{}"),
     ("value overestimation", "metrics.value_overestimation", "{:.2f}"),
     ("decoded-action error", "metrics.action_error", "{:.3f}"),
@@ -34,8 +33,13 @@ def summary(results: Mapping[str, Any]) -> str:
     rows = []
     for label, key, form in ROWS:
         value = _find(results, key)
-        if value is not None:
-            rows.append((label, form.format(value)))
+        if value is None:
+            continue
+        text = form.format(value)
+        half = _find(results, key.replace("return_mean", "return_ci95"))
+        if key.endswith("return_mean") and half is not None:
+            text += f" ± {half:.1f}"
+        rows.append((label, text))
     width = max((len(label) for label, _ in rows), default=0)
     return "\n".join(f"{label:{width}}  {value}" for label, value in rows)
 

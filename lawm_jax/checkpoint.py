@@ -76,7 +76,7 @@ class Checkpoints:
                 ),
             )
         except Exception as error:
-            if _disk_full(error):
+            if disk_full(error):
                 raise TrainingError(
                     f"step {step}: no space left for a checkpoint {self._space(state)}"
                 ) from error
@@ -164,7 +164,8 @@ def _specs(state: Any) -> list[str]:
     return [_spec(path, leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(state)]
 
 
-def _disk_full(error: BaseException | None) -> bool:
+def disk_full(error: BaseException | None) -> bool:
+    """Whether an error, or one that it came from, is a disk without space."""
     while error is not None:
         if getattr(error, "errno", None) == errno.ENOSPC or "No space left" in str(error):
             return True

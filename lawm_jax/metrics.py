@@ -2,12 +2,15 @@
 
 import json
 import os
+import time
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 from etils import epath
-from tensorboardX import SummaryWriter
+from tensorboardX.event_file_writer import EventsWriter
+from tensorboardX.proto.event_pb2 import Event
+from tensorboardX.proto.summary_pb2 import Summary
 
 from lawm_jax.errors import TrainingError
 
@@ -55,7 +58,9 @@ class MetricLogger:
         board = workdir / "tensorboard"
         if board.exists():
             board.rmtree()
-        self._board = SummaryWriter(str(board), flush_secs=10)
+        board.mkdir()
+        # not SummaryWriter, whose thread dies on a full disk and whose queue then blocks for ever
+        self._board = EventsWriter(str(board / "events"))
         for line in kept.splitlines():
             self._write_board(json.loads(line))
 
@@ -68,6 +73,7 @@ class MetricLogger:
 
     def position(self) -> dict[str, int]:
         """A JSON-able mark of what has been logged so far; save it with the checkpoint."""
+        self._board.flush()
         return {"bytes": self._file.tell()}
 
     def close(self) -> None:
@@ -76,9 +82,13 @@ class MetricLogger:
         self._board.close()
 
     def _write_board(self, record: Mapping[str, Any]) -> None:
-        for name, value in record.items():
-            if name not in ("step", "phase"):
-                self._board.add_scalar(f"{record['phase']}/{name}", value, record["step"])
+        values = [
+            Summary.Value(tag=f"{record['phase']}/{name}", simple_value=value)
+            for name, value in record.items()
+            if name not in ("step", "phase")
+        ]
+        summary = Summary(value=values)
+        self._board.write_event(Event(wall_time=time.time(), step=record["step"], summary=summary))
 
 
 def read_metrics(workdir: epath.PathLike) -> list[dict[str, Any]]:
