@@ -12,7 +12,7 @@ SECONDS_BETWEEN_LINES = 10.0
 class Progress:
     """Reports the steps of one phase.
 
-    phase: its name; total: its last step; first: the step that the run continues from.
+    phase: its name; total: its last step; first: the step that this start continues from.
     """
 
     def __init__(self, phase: str, total: int, first: int = 0) -> None:
