@@ -149,8 +149,11 @@ def _fail(code: int, message: object) -> int:
 
 def _lock(workdir: Path) -> IO[str]:
     """Locks the work directory for this process; the kernel frees it however the process ends."""
-    workdir.mkdir(parents=True, exist_ok=True)
-    lock = open(workdir / ".lock", "a+")  # noqa: SIM115
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        lock = open(workdir / ".lock", "a+")  # noqa: SIM115
+    except (FileExistsError, NotADirectoryError, PermissionError) as error:
+        raise InputError(f"work directory {workdir} cannot be used: {error}") from error
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

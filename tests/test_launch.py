@@ -229,6 +229,13 @@ def test_a_work_directory_of_another_config(capsys):
     assert all(after[path] == before[path] for path in before if path.name != ".lock")
 
 
+def test_a_work_directory_that_cannot_be_made(capsys):
+    Path("file").write_text("mine")
+    assert run("--config=toy.py", "--workdir=file/w") == 2
+    assert capsys.readouterr().err.startswith("error: work directory file/w cannot be used: ")
+    assert Path("file").read_text() == "mine"
+
+
 def test_bad_input_does_not_claim_the_work_directory():
     assert run("--config=toy.py", "--workdir=w", "--config.fail=input") == 2
     assert run("--config=toy.py", "--workdir=w") == 0
