@@ -16,8 +16,10 @@ class Progress:
     """
 
     def __init__(self, phase: str, total: int, first: int = 0) -> None:
-        self._phase, self._total, self.first = phase, total, first
-        self._start = self._last_line = time.monotonic()
+        self.first = first
+        self._phase, self._total = phase, total
+        self._measured_from: tuple[int, float] | None = None  # step and time of the first update
+        self._last_line = time.monotonic()
         self._bar = None
         if sys.stderr.isatty():
             self._bar = tqdm(desc=phase, total=total, initial=first, dynamic_ncols=True)
@@ -30,13 +32,21 @@ class Progress:
             self._bar.update(step - self._bar.n)
             return
         now = time.monotonic()
-        if now - self._last_line < SECONDS_BETWEEN_LINES and step < self._total:
+        if self._measured_from is None:  # what came before includes compilation
+            self._measured_from = step, now
+        elif now - self._last_line < SECONDS_BETWEEN_LINES and step < self._total:
             return
         self._last_line = now
-        rate = (step - self.first) / max(now - self._start, 1e-9)
-        left = f", {(self._total - step) / rate:.0f} s left" if rate > 0 else ""
-        metrics = "".join(f", {name} {value}" for name, value in values.items())
-        print(f"{self._phase} {step}/{self._total}, {rate:.3g} steps/s{left}{metrics}", flush=True)
+        parts = [f"{self._phase} {step}/{self._total}", self._pace(step, now)]
+        parts += [f"{name} {value}" for name, value in values.items()]
+        print(", ".join(part for part in parts if part), flush=True)
+
+    def _pace(self, step: int, now: float) -> str:
+        since, start = self._measured_from
+        if step == since:
+            return ""
+        rate = (step - since) / max(now - start, 1e-9)
+        return f"{rate:.3g} steps/s, {(self._total - step) / rate:.0f} s left"
 
     def close(self) -> None:
         """Ends the bar."""

@@ -28,9 +28,9 @@ def learning_curve(
     records: Sequence[Mapping[str, Any]],
     return_statistics: Mapping[str, float],
 ) -> None:
-    """Draws the return in the real environment against the agent's step.
+    """Draws the return in the real environment, with its 95% interval, against the agent's step.
 
-    records: those with "return_mean" are drawn, with a band of +- "return_ci95" where they have it.
+    records: those with "return_mean" are drawn, +- "return_ci95" where they have it.
     return_statistics: of the data set; its p25, median and p75 become horizontal lines.
     """
     evaluations = [record for record in records if "return_mean" in record]
@@ -39,12 +39,15 @@ def learning_curve(
     half = np.array([record.get("return_ci95", 0.0) for record in evaluations])
     with _figure(path, "agent step", "episode return", width=7.5) as axes:
         axes.fill_between(step, mean - half, mean + half, color=BLUE, alpha=0.2, linewidth=0)
-        axes.plot(step, mean, color=BLUE, marker="o", markersize=3, label="policy, 95% interval")
+        axes.errorbar(
+            step, mean, half, color=BLUE, marker="o", markersize=3, elinewidth=1, label="policy"
+        )
         for key, label, style in QUARTILES:
             if key in return_statistics:
                 axes.axhline(
                     return_statistics[key], color=GREY, linestyle=style, label=f"data set, {label}"
                 )
+        axes.set_xlim(left=0)
         axes.set_ylim(bottom=0)
         axes.legend(frameon=False, loc="upper left", bbox_to_anchor=(1.0, 1.0))
 
@@ -54,13 +57,14 @@ def model_losses(path: epath.PathLike, records: Sequence[Mapping[str, Any]]) -> 
     records = [record for record in records if record["phase"] == "world_model"]
     names = list(dict.fromkeys(name for record in records for name in record))
     names = [name for name in names if name not in ("step", "phase")]
-    columns = 3
+    columns = 4
     rows = max(1, -(-len(names) // columns))
-    figure = _new_figure(9.0, 2.0 * rows + 0.5)
+    figure = _new_figure(11.0, 1.8 * rows + 0.4)
     panels = figure.subplots(rows, columns, squeeze=False, sharex=True).flat
     for axes, name in zip(panels, names, strict=False):
         points = [(record["step"], record[name]) for record in records if name in record]
-        axes.plot(*zip(*points, strict=True), color=BLUE, linewidth=1)
+        marker = "." if len(points) < 30 else None
+        axes.plot(*zip(*points, strict=True), color=BLUE, linewidth=1, marker=marker)
         axes.set_title(name, fontsize=9)
         _tidy(axes)
     for axes in panels[len(names) :]:
