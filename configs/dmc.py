@@ -124,11 +124,11 @@ def _collect(task: str) -> ml_collections.ConfigDict:
     collect.snapshots = ""  # a snapshot file of one's own; "" takes the shipped one
     collect.agents = 3  # seeds 0, 1, .. of agents that learn the task
     collect.explorers = 1  # and of explorers, for plan2explore
-    steps = {"walker_walk": 200_000, "hopper_stand": 600_000}
+    steps = {"walker_walk": 160_000, "hopper_stand": 600_000}
     collect.agent_steps = steps.get(task, 1_000_000)
     collect.explorer_steps = 160_000
     collect.snapshot_steps = 8000  # agent steps between two snapshots
-    collect.target_entropy = -0.5  # of the policies, nats per action dimension
+    collect.target_entropy = -1.0  # of the policies, nats per action dimension
     return collect
 
 

@@ -36,10 +36,10 @@ SHIPPED = Path(__file__).parent / "snapshots"
 
 TASK, EXPLORE = "soft actor-critic", "ensemble-disagreement soft actor-critic, not Dreamer-based"
 
-REPLAY_SNAPSHOTS = 12  # at most, an agent, in medium_replay and in plan2explore
+REPLAY_SNAPSHOTS = 10  # at most, an agent, in medium_replay and in plan2explore
 MEDIUM_SNAPSHOTS = 2  # an agent
 EXPERT_SNAPSHOTS = 2  # an agent
-EVALUATION_EPISODES = 16  # behind the return that is noted for each snapshot
+EVALUATION_EPISODES = 12  # behind the return that is noted for each snapshot
 EPISODE_STEPS = 500
 ROLLOUT_ENVS = 16  # rolled out at a time; building a simulator costs as much as 100 steps of it
 
@@ -60,7 +60,7 @@ class Training:
     agent_steps: int
     num_envs: int = 16
     steps_per_update: int = 4
-    chunk: int = 25
+    chunk: int = 5
     snapshot_steps: int = 8000
     warmup: int = 250
 
@@ -149,7 +149,7 @@ def train_agent(
     actors, steps, episode_returns = [], [], []
     for t in range(0, vector_steps, training.chunk):
         if t * training.num_envs % training.snapshot_steps == 0:
-            actors.append(_half(state.params["actor"]))
+            actors.append(_compact(state.params["actor"]))
             steps.append(t * training.num_envs)
         if t % env.episode_steps == 0:
             observation, returns = env.reset(), np.zeros(training.num_envs)
@@ -182,7 +182,7 @@ def train_agent(
         if stop():
             env.close()
             return None
-    actors.append(_half(state.params["actor"]))
+    actors.append(_compact(state.params["actor"]))
     steps.append(vector_steps * training.num_envs)
     env.close()
     snapshots = Snapshots(
@@ -244,8 +244,14 @@ def _evenly(last: int, count: int) -> np.ndarray:
     return np.unique(np.round(np.linspace(0, last, count)).astype(int))
 
 
-def _half(tree: Any) -> Any:
-    return jax.tree.map(lambda x: np.asarray(x, np.float16), tree)
+def _compact(tree: Any) -> Any:
+    """float16 with 6 bits of mantissa (an error of 0.8% at most), which zip packs into half."""
+
+    def compact(x: jax.Array) -> np.ndarray:
+        bits = np.asarray(x, np.float16).view(np.uint16)
+        return ((bits + 8) & 0xFFF0).astype(np.uint16).view(np.float16)
+
+    return jax.tree.map(compact, tree)
 
 
 # --------------------------------------------------------------------------- snapshot files
@@ -309,7 +315,7 @@ def save_snapshots(path: epath.PathLike, snapshots: Snapshots) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.parent / f"{path.name}.partial"
     partial.write_bytes(file.getvalue())
-    partial.rename(path)
+    partial.replace(path)
 
 
 def load_snapshots(task: str, path: epath.PathLike | None = None) -> Snapshots:
@@ -449,7 +455,7 @@ def shares(agent_seed: np.ndarray, total: int) -> np.ndarray:
 def _roll_out(snapshots: Snapshots, index: np.ndarray, seed: int) -> list[Trajectory]:
     """One trajectory of snapshot index[i] for every i, ROLLOUT_ENVS at a time."""
     num_envs = min(ROLLOUT_ENVS, len(index))
-    env = ControlSuite(snapshots.task, num_envs, seed)
+    env = ControlSuite(snapshots.task, num_envs, seed, episode_steps=EPISODE_STEPS)
     rng = np.random.default_rng(seed)
     trajectories = []
     for part in _batches(index, num_envs):

@@ -44,14 +44,14 @@ class SACConfig:
         ensemble_units: width of a member's two hidden layers.
     """
 
-    actor_units: int = 128
+    actor_units: int = 192
     critic_units: int = 192
     learning_rate: float = 1e-3
     batch_size: int = 128
     discount: float = 0.99
     n_step: int = 3
     target_rate: float = 0.01
-    target_entropy: float = -0.5
+    target_entropy: float = -1.0
     intrinsic: bool = False
     members: int = 5
     ensemble_units: int = 128
@@ -275,7 +275,7 @@ def learn(
     """
     replay = append(replay, observation, action, reward)
     if config.intrinsic:
-        state = _update_observation_statistics(state, replay, observation)
+        state = update_observation_statistics(state, replay, observation)
 
     def body(state: SACState, _: None) -> tuple[SACState, dict[str, jax.Array]]:
         rng = jax.random.fold_in(jax.random.key(state.seed), state.step)
@@ -393,7 +393,7 @@ def disagreement(prediction: jax.Array) -> jax.Array:
     return jnp.mean(jnp.var(prediction, axis=0), axis=-1)
 
 
-def _update_observation_statistics(
+def update_observation_statistics(
     state: SACState, replay: Replay, observation: jax.Array
 ) -> SACState:
     """Folds a chunk [K + 1, N, O] into the mean and deviation of everything seen so far."""

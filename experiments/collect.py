@@ -1,0 +1,167 @@
+"""Trains behaviour policies for a control task and writes the four data sets.
+
+    python -m experiments.collect --config=configs/dmc.py:walker_walk
+
+Soft actor-critic agents (and explorers, for plan2explore) are trained one after another; a finished
+one is kept in WORKDIR/agents and not trained again. Then WORKDIR/snapshots.npz holds their policies
+and --data_dir the data sets expert, medium, medium_replay and plan2explore, of
+--config.data.trajectories each. `--config.collect.from_snapshots=true` skips the training and rolls
+out the policies that ship with the package: about a minute a data set on two cores.
+
+WORKDIR/statistics.csv is the table of returns (the LAWM paper's Table 4), returns.png their
+histograms (its Figure 3).
+"""
+
+import csv
+import io
+import json
+import time
+from typing import TYPE_CHECKING, Any
+
+from experiments import launch
+from experiments.launch import Run, Stopped
+from experiments.progress import Progress
+
+if TYPE_CHECKING:
+    from lawm_jax.collect import Snapshots
+
+COLUMNS = ("mean", "std", "min", "p25", "median", "p75", "max", "trajectories")
+
+
+def main(run: Run) -> None:
+    """Trains or loads the policies, writes the data sets and summarises them."""
+    from experiments.data import COLLECTION_SEED
+    from lawm_jax import collect
+    from lawm_jax.data.shards import dataset_exists, read_dataset, write_dataset
+
+    start = time.monotonic()
+    task, wanted = run.config.task, run.config.data.trajectories
+    snapshots = _snapshots(run)
+    statistics, returns = {}, {}
+    for dataset in collect.DATASETS:
+        if not snapshots.used_by[dataset].any():
+            print(f"{dataset}: skipped, no policy for it was trained", flush=True)
+            continue
+        name = f"{task}/{dataset}_{wanted}"
+        if not dataset_exists(run.data_dir, name):
+            trajectories, metadata = collect.make_dataset(
+                task, dataset, wanted, COLLECTION_SEED, snapshots
+            )
+            write_dataset(run.data_dir, name, trajectories, metadata)
+        written = read_dataset(run.data_dir, name)
+        _check_origin(written.metadata, snapshots.digest, f"{run.data_dir}/{name}")
+        statistics[dataset] = written.metadata["return_statistics"]
+        returns[dataset] = [trajectory.episode_return for trajectory in written.trajectories]
+        print(f"wrote {name}, mean return {statistics[dataset]['mean']:.1f}", flush=True)
+        if run.stop.requested:
+            raise Stopped
+    _write_table(run, statistics)
+    _plot(run, returns)
+    results = {
+        "config": run.config.to_dict(),
+        "command": run.command,
+        "commit": run.commit,
+        "wall_clock_seconds": time.monotonic() - start,
+        "snapshots_sha256": snapshots.digest,
+        "statistics": statistics,
+    }
+    part = run.workdir / "results.json.part"
+    part.write_text(json.dumps(results, indent=2) + "\n")
+    part.replace(run.workdir / "results.json")
+    print((run.workdir / "statistics.csv").read_text())
+
+
+def _snapshots(run: Run) -> "Snapshots":
+    """The shipped policies, or those trained in this work directory."""
+    from lawm_jax import collect
+
+    settings = run.config.collect
+    if settings.from_snapshots:
+        return collect.load_snapshots(run.config.task, settings.snapshots or None)
+    agents = [
+        _agent(run, seed, explorer)
+        for explorer, count in ((False, settings.agents), (True, settings.explorers))
+        for seed in range(count)
+    ]
+    path = run.workdir / "snapshots.npz"
+    collect.save_snapshots(path, collect.combine(agents))
+    return collect.load_snapshots(run.config.task, path)
+
+
+def _agent(run: Run, seed: int, explorer: bool) -> "Snapshots":
+    """Trains one agent, or reads it where it was trained before."""
+    from lawm_jax import collect
+    from lawm_jax.online import sac
+
+    settings, task = run.config.collect, run.config.task
+    name = f"{'explorer' if explorer else 'agent'}{seed}"
+    path = run.workdir / "agents" / f"{name}.npz"
+    if path.exists():
+        return collect.load_snapshots(task, path)
+    training = collect.Training(
+        agent_steps=settings.explorer_steps if explorer else settings.agent_steps,
+        snapshot_steps=settings.snapshot_steps,
+    )
+    if explorer:
+        config = sac.SACConfig(intrinsic=True, n_step=1)
+    else:
+        config = sac.SACConfig(target_entropy=settings.target_entropy)
+    progress = Progress(name, training.agent_steps)
+    curve = run.workdir / "agents" / f"{name}.jsonl"
+    curve.parent.mkdir(parents=True, exist_ok=True)
+    lines = []
+
+    def log(step: int, metrics: dict[str, float]) -> None:
+        progress.update(step, {"return": metrics["return"]})
+        lines.append(json.dumps({"step": step, **metrics}) + "\n")
+        curve.write_text("".join(lines))
+
+    snapshots = collect.train_agent(task, seed, training, config, log, lambda: run.stop.requested)
+    progress.close()
+    if snapshots is None:
+        raise Stopped
+    collect.save_snapshots(path, snapshots)
+    return snapshots
+
+
+def _check_origin(metadata: dict[str, Any], digest: str, where: str) -> None:
+    """A data set of the same name that other policies made must not pass for this run's."""
+    from lawm_jax.errors import InputError
+
+    if metadata.get("snapshots_sha256") != digest:
+        raise InputError(
+            f"{where} exists and was made by other policies: choose another --data_dir, or remove it"
+        )
+
+
+def _write_table(run: Run, statistics: dict[str, dict[str, float]]) -> None:
+    table = io.StringIO()
+    writer = csv.writer(table, lineterminator="\n")
+    writer.writerow(["task", "dataset", *COLUMNS])
+    for dataset, row in statistics.items():
+        values = [f"{row[column]:.1f}" for column in COLUMNS[:-1]]
+        writer.writerow([run.config.task, dataset, *values, row["trajectories"]])
+    (run.workdir / "statistics.csv").write_text(table.getvalue())
+
+
+def _plot(run: Run, returns: dict[str, list[float]]) -> None:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(3 * len(returns), 2.6), dpi=120, layout="constrained")
+    FigureCanvasAgg(figure)  # not pyplot: no global state, no display
+    for axes, (dataset, values) in zip(
+        figure.subplots(1, len(returns), squeeze=False)[0], returns.items(), strict=True
+    ):
+        axes.hist(values, bins=40, range=(0, max(1000.0, *values)), color="#0072B2")
+        axes.set_title(dataset, fontsize=10)
+        axes.spines[["top", "right"]].set_visible(False)
+    figure.supxlabel(f"episode return, {run.config.task}", fontsize=10)
+    figure.supylabel("trajectories", fontsize=10)
+    image = io.BytesIO()
+    figure.savefig(image, format="png")
+    (run.workdir / "returns.png").write_bytes(image.getvalue())
+
+
+if __name__ == "__main__":
+    launch.run(main)
