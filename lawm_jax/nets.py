@@ -1,10 +1,35 @@
 """Network parts: each computes one step of one thing; functions elsewhere own time."""
 
+from collections.abc import Callable
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from lawm_jax.dists import Normal
+
+
+class Dense(nn.Module):
+    """A linear layer that can show its input and have its output perturbed, as `scan` needs.
+
+    Parameters are float32; the product is computed in `dtype`.
+    """
+
+    features: int
+    use_bias: bool = True
+    dtype: jnp.dtype = jnp.float32
+    kernel_init: Callable[..., jax.Array] = nn.initializers.lecun_normal()
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """[..., D] -> [..., features]."""
+        kernel = self.param("kernel", self.kernel_init, (x.shape[-1], self.features))
+        x = x.astype(self.dtype)
+        self.sow("inputs", "x", x)
+        y = self.perturb("y", x @ kernel.astype(self.dtype))
+        if self.use_bias:
+            y += self.param("bias", nn.initializers.zeros, (self.features,)).astype(self.dtype)
+        return y
 
 
 class Hidden(nn.Module):
@@ -16,7 +41,7 @@ class Hidden(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """Applies the layer; the normalisation's statistics are float32 whatever the dtype."""
-        x = nn.Dense(self.units, use_bias=False, dtype=self.dtype)(x)
+        x = Dense(self.units, use_bias=False, dtype=self.dtype)(x)
         return nn.swish(nn.LayerNorm(dtype=self.dtype)(x))
 
 
@@ -37,7 +62,7 @@ class MLP(nn.Module):
         if not self.out:
             return x
         init = nn.initializers.zeros if self.zero_init else nn.initializers.lecun_normal()
-        x = nn.Dense(self.out, dtype=self.dtype, kernel_init=init)(x)
+        x = Dense(self.out, dtype=self.dtype, kernel_init=init)(x)
         return x.astype(jnp.float32)
 
 
@@ -54,7 +79,7 @@ class GRUCell(nn.Module):
     def __call__(self, h: jax.Array, x: jax.Array) -> jax.Array:
         """(h [B, units] float32, x [B, D]) -> the next h [B, units] float32."""
         joint = jnp.concatenate([h.astype(self.dtype), x.astype(self.dtype)], -1)
-        gates = nn.Dense(3 * self.units, use_bias=False, dtype=self.dtype)(joint)
+        gates = Dense(3 * self.units, use_bias=False, dtype=self.dtype)(joint)
         gates = nn.LayerNorm(dtype=jnp.float32)(gates)
         reset, candidate, update = jnp.split(gates, 3, axis=-1)
         candidate = jnp.tanh(nn.sigmoid(reset) * candidate)

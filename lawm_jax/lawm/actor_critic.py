@@ -92,9 +92,9 @@ def critic(config: AgentConfig, params: Params, state: State) -> jax.Array:
 
 def make_optimiser(config: AgentConfig) -> optax.GradientTransformation:
     """Adam with clipped gradients, for policy and value apart."""
-    one = optax.chain(
+    one = optax.flatten(optax.chain(
         optax.clip_by_global_norm(config.gradient_clip), optax.adam(config.learning_rate)
-    )
+    ))
     return optax.multi_transform(
         {"policy": one, "value": one}, {"policy": "policy", "value": "value"}
     )

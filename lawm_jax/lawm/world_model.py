@@ -8,14 +8,15 @@ The modules compute one step; `infer` owns time. C-LAP and a plain Dreamer are c
 C-LAP learns the prior of u and sees labelled windows only, Dreamer has no u at all.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from lawm_jax.dists import Normal, standard_normal_like
-from lawm_jax.nets import MLP, GRUCell, Hidden, normal_from
+from lawm_jax.nets import MLP, Dense, GRUCell, Hidden, normal_from
+from lawm_jax.scan import scan
 
 Params = dict
 
@@ -43,18 +44,17 @@ class Embedding(NamedTuple):
 
 
 class Inference(NamedTuple):
-    """What the posterior says about a batch of windows; the U rows after the labelled ones infer u.
+    """What the posterior says about a batch of windows, labelled rows first.
 
     state [L, B], posterior of z [L, B, Z], embedding [L, B, units], latent_action
-    q(u_{t-1} | s_{t-1}, o_t) of the unlabelled rows [L-1, B_unlabelled, U] with its sample, and
-    action [L-1, B, A], the one that drove the dynamics (true where labelled, decoded where not).
+    q(u_{t-1} | s_{t-1}, o_t) of the unlabelled rows [L-1, B_unlabelled, U], and action [L-1, B, A],
+    the one that drove the dynamics (true where labelled, decoded where not).
     """
 
     state: State
     posterior: Normal
     embedding: Embedding
     latent_action: Normal
-    latent_sample: jax.Array
     action: jax.Array
 
 
@@ -64,6 +64,23 @@ class InferenceNoise(NamedTuple):
     z: jax.Array
     u: jax.Array
     a: jax.Array
+
+
+class StepInputs(NamedTuple):
+    """Inputs of one inference step: embedding of o_t [B], true actions [B_labelled, A], noise."""
+
+    embedding: Embedding
+    action: jax.Array
+    noise: InferenceNoise  # a is scaled by the std of the decoded actions
+
+
+class StepOutputs(NamedTuple):
+    """Outputs of one inference step, as in Inference."""
+
+    state: State
+    posterior: Normal
+    latent_action: Normal
+    action: jax.Array
 
 
 class Conditioned(nn.Module):
@@ -77,7 +94,7 @@ class Conditioned(nn.Module):
     @nn.compact
     def __call__(self, state: jax.Array, projected: jax.Array) -> jax.Array:
         """(state [..., D], projected [..., units]) -> float32 [..., out]."""
-        x = nn.Dense(self.units, use_bias=False, dtype=self.dtype)(state) + projected
+        x = Dense(self.units, use_bias=False, dtype=self.dtype)(state) + projected
         x = nn.swish(nn.LayerNorm(dtype=self.dtype)(x))
         return MLP(self.units, self.layers - 1, self.out, self.dtype)(x)
 
@@ -101,7 +118,7 @@ class WorldModel(nn.Module):
         """Declares the heads; sizes as in LAWM's Table 2."""
         mlp = {"units": self.units, "layers": self.layers, "dtype": self.dtype}
         self.encoder = MLP(**mlp)
-        self.posterior_projection = nn.Dense(self.units, use_bias=False, dtype=self.dtype)
+        self.posterior_projection = Dense(self.units, use_bias=False, dtype=self.dtype)
         self.posterior_head = Conditioned(self.units, 1, 2 * self.stochastic, self.dtype)
         self.transition_input = Hidden(self.units, self.dtype)
         self.gru = GRUCell(self.deterministic, self.dtype)
@@ -110,7 +127,7 @@ class WorldModel(nn.Module):
         self.reward_head = MLP(**mlp, out=1)
         if self.latent_action:
             latent = 2 * self.latent_action_size
-            self.inverse_projection = nn.Dense(self.units, use_bias=False, dtype=self.dtype)
+            self.inverse_projection = Dense(self.units, use_bias=False, dtype=self.dtype)
             self.inverse_head = Conditioned(self.units, self.layers, latent, self.dtype)
             self.latent_posterior_head = MLP(**mlp, out=latent)
             self.action_head = MLP(**mlp, out=self.action_size)
@@ -163,6 +180,25 @@ class WorldModel(nn.Module):
     def reward(self, state: State) -> jax.Array:
         """The mean of p(r | s_t) [...], in the units of the data."""
         return self.reward_head(state.feature)[..., 0]
+
+    def filter_step(self, state: State, inputs: "StepInputs") -> tuple[State, "StepOutputs"]:
+        """One step of inference: from s_{t-1}, the action and o_t to s_t.
+
+        The first rows are labelled, and their true actions drive the dynamics. The rest, as many as
+        there is noise for, are not: their action is decoded from the inverse dynamics' u.
+        """
+        action, labelled = inputs.action, inputs.action.shape[0]
+        latent = Normal(inputs.noise.u, inputs.noise.u)  # empty where every row is labelled
+        if inputs.noise.u.shape[0]:
+            unlabelled = jax.tree.map(lambda x: x[labelled:], state)
+            latent = self.inverse_dynamics(unlabelled, inputs.embedding.inverse[labelled:])
+            u = latent.sample(inputs.noise.u)
+            decoded = self.decode_action(unlabelled, u) + inputs.noise.a
+            action = jnp.concatenate([action, jnp.clip(decoded, -1.0, 1.0)], 0)
+        h = self.transition(state, action)
+        posterior = self.posterior(h, inputs.embedding.posterior)
+        state = State(h, posterior.sample(inputs.noise.z))
+        return state, StepOutputs(state, posterior, latent, action)
 
     def __call__(self, observation: jax.Array, action: jax.Array) -> None:
         """Touches every head once, so that `init` makes all parameters."""
@@ -226,35 +262,20 @@ def infer(
     Returns:
       An Inference.
     """
-    apply = lambda method, *args: model.apply({"params": params}, *args, method=method)  # noqa: E731
-    labelled = action.shape[1]
-    embedding = apply("embed", observation)
+    embedding = model.apply({"params": params}, observation, method="embed")
     state, first_posterior = initial_state(model, params, embedding.posterior[0], noise.z[0])
+    noise = noise._replace(z=noise.z[1:], a=action_std * noise.a)
+    inputs = StepInputs(jax.tree.map(lambda x: x[1:], embedding), action, noise)
 
-    def step(state: State, inputs: tuple) -> tuple[State, tuple]:
-        embedding, action, noise_z, noise_u, noise_a = inputs
-        latent, u = Normal(noise_u, noise_u), noise_u  # empty unless there are unlabelled rows
-        if noise_u.shape[0]:
-            unlabelled = jax.tree.map(lambda x: x[labelled:], state)
-            latent = apply("inverse_dynamics", unlabelled, embedding.inverse[labelled:])
-            u = latent.sample(noise_u)
-            decoded = apply("decode_action", unlabelled, u)
-            decoded = jnp.clip(decoded + action_std * noise_a, -1.0, 1.0) if action_std else decoded
-            action = jnp.concatenate([action, decoded], 0)
-        h = apply("transition", state, action)
-        posterior = apply("posterior", h, embedding.posterior)
-        state = State(h, posterior.sample(noise_z))
-        return state, (state, posterior, latent, u, action)
+    def cell(variables: Params, state: State, inputs: StepInputs, **kwargs: Any) -> Any:
+        return model.apply(variables, state, inputs, method="filter_step", **kwargs)
 
-    after_first = jax.tree.map(lambda x: x[1:], (embedding, noise.z))
-    inputs = (after_first[0], action, after_first[1], noise.u, noise.a)
-    _, (states, posterior, latent, u, driving) = jax.lax.scan(step, state, inputs)
+    _, rest = scan(cell, params, state, inputs)
     prepend = lambda first, rest: jnp.concatenate([first[None], rest], 0)  # noqa: E731
     return Inference(
-        state=jax.tree.map(prepend, state, states),
-        posterior=jax.tree.map(prepend, first_posterior, posterior),
+        state=jax.tree.map(prepend, state, rest.state),
+        posterior=jax.tree.map(prepend, first_posterior, rest.posterior),
         embedding=embedding,
-        latent_action=latent,
-        latent_sample=u,
-        action=driving,
+        latent_action=rest.latent_action,
+        action=rest.action,
     )
