@@ -47,10 +47,7 @@ def main(run: launch.Run) -> None:
     normaliser = learner.fit_normaliser(training)
     session = Session(run, runner.replicate({
         "world_model": learner.init(program.model, optimiser, normaliser, config.seed),
-        "agent": actor_critic.init(
-            program.agent, config.world_model.deterministic + config.world_model.stochastic,
-            config.seed,
-        ),
+        "agent": actor_critic.init(program.model, program.agent, config.seed),
     }, mesh))
 
     session.train(

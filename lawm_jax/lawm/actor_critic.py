@@ -58,36 +58,50 @@ class AgentState:
     step: jax.Array
 
 
-def policy_net(config: AgentConfig) -> MLP:
-    """State feature [..., H + Z] -> [..., 2 U]: mean and raw std before the tanh."""
-    return MLP(config.units, config.layers, 2 * config.policy_size)
+class Policy(nn.Module):
+    """The tanh-Gaussian latent-action policy pi(v | s)."""
+
+    size: int  # U, or A for a plain Dreamer
+    units: int
+    layers: int
+
+    @nn.compact
+    def __call__(self, state: State, noise: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """(state, standard-normal noise [..., U]) -> (v [..., U] in [-1, 1], its log-prob [...]).
+
+        Zero noise gives the mode.
+        """
+        raw = MLP(self.units, self.layers, 2 * self.size)(state.feature)
+        gaussian = normal_from(raw, POLICY_MIN_STD)
+        pre_tanh = gaussian.sample(noise)
+        return jnp.tanh(pre_tanh), tanh_normal_log_prob(gaussian, pre_tanh)
 
 
-def value_net(config: AgentConfig) -> nn.Module:
-    """State feature [..., H + Z] -> [K, ..., 1]: an ensemble of average-reward values."""
-    ensemble = nn.vmap(
-        MLP, in_axes=None, out_axes=0, axis_size=config.values,
-        variable_axes={"params": 0}, split_rngs={"params": True},
-    )
-    return ensemble(config.units, config.layers, 1, zero_init=True)
+class Critic(nn.Module):
+    """An ensemble of values: state -> [K, ...] estimates of the average reward from there on."""
+
+    values: int  # K
+    units: int
+    layers: int
+
+    @nn.compact
+    def __call__(self, state: State) -> jax.Array:
+        """Each network's estimate; all start at zero."""
+        ensemble = nn.vmap(
+            MLP, in_axes=None, axis_size=self.values,
+            variable_axes={"params": 0}, split_rngs={"params": True},
+        )
+        return ensemble(self.units, self.layers, 1, zero_init=True)(state.feature)[..., 0]
 
 
-def act(
-    config: AgentConfig, params: Params, state: State, noise: jax.Array
-) -> tuple[jax.Array, jax.Array]:
-    """A sample v [..., U] of the tanh-Gaussian policy and its log-probability [...].
-
-    Zero noise gives the policy's mode.
-    """
-    raw = policy_net(config).apply({"params": params}, state.feature)
-    gaussian = normal_from(raw, POLICY_MIN_STD)
-    pre_tanh = gaussian.sample(noise)
-    return jnp.tanh(pre_tanh), tanh_normal_log_prob(gaussian, pre_tanh)
+def make_policy(config: AgentConfig) -> Policy:
+    """The policy network of a config."""
+    return Policy(config.policy_size, config.units, config.layers)
 
 
 def critic(config: AgentConfig, params: Params, state: State) -> jax.Array:
-    """Each network's estimate [K, ...] of the average reward a step from here on."""
-    return value_net(config).apply({"params": params}, state.feature)[..., 0]
+    """Each value network's estimate [K, ...] of the average reward a step from here on."""
+    return Critic(config.values, config.units, config.layers).apply({"params": params}, state)
 
 
 def make_optimiser(config: AgentConfig) -> optax.GradientTransformation:
@@ -100,12 +114,14 @@ def make_optimiser(config: AgentConfig) -> optax.GradientTransformation:
     )
 
 
-def init(config: AgentConfig, feature_size: int, seed: int) -> AgentState:
-    """A fresh agent for states of H + Z = `feature_size` features."""
+def init(model: WorldModel, config: AgentConfig, seed: int) -> AgentState:
+    """A fresh agent for a world model's states."""
     policy_key, value_key = jax.random.split(jax.random.key(seed))
-    feature = jnp.zeros((1, feature_size))
-    policy = policy_net(config).init(policy_key, feature)["params"]
-    value = value_net(config).init(value_key, feature)["params"]
+    state = State(jnp.zeros((1, model.deterministic)), jnp.zeros((1, model.stochastic)))
+    noise = jnp.zeros((1, config.policy_size))
+    policy = make_policy(config).init(policy_key, state, noise)["params"]
+    networks = Critic(config.values, config.units, config.layers)
+    value = networks.init(value_key, state)["params"]
     return AgentState(
         policy=policy,
         value=value,
@@ -138,8 +154,9 @@ def agent_loss(
       start: [N] states.
       noise: standard-normal, z [H, N, Z] and v [H, N, U].
     """
-    policy = lambda state, noise: act(config, trained["policy"], state, noise)  # noqa: E731
-    rollout = imagine(model, world, policy, start, *noise, config.epsilon)
+    rollout = imagine(
+        model, world, make_policy(config), trained["policy"], start, *noise, config.epsilon
+    )
     after = jax.tree.map(lambda x: x[1:], rollout.state)
     before = jax.lax.stop_gradient(jax.tree.map(lambda x: x[:-1], rollout.state))
 

@@ -12,7 +12,7 @@ from lawm_jax.data.trajectory import Trajectory
 from lawm_jax.data.windows import TrajectoryArrays
 from lawm_jax.envs.dmc import ControlSuite
 from lawm_jax.envs.rollout import rollout
-from lawm_jax.lawm.actor_critic import AgentConfig, AgentState, act, critic
+from lawm_jax.lawm.actor_critic import AgentConfig, AgentState, critic, make_policy
 from lawm_jax.lawm.imagination import to_support
 from lawm_jax.lawm.learner import Normaliser, WorldModelState
 from lawm_jax.lawm.world_model import (
@@ -179,7 +179,8 @@ def make_actor(
         else:
             h = apply(last.state, last.action, method="transition")
             state = State(h, apply(h, projected, method="posterior").mean)
-        v, _ = act(config, params.policy, state, jnp.zeros((rows, config.policy_size)))
+        mode = jnp.zeros((rows, config.policy_size))
+        v, _ = make_policy(config).apply({"params": params.policy}, state, mode)
         action = to_support(model, params.world, state, v, config.epsilon)
         value = last.first_value
         if first:

@@ -1,13 +1,13 @@
 """Imagination: the prior's dynamics under a latent-action policy (LAWM section 3, C-LAP)."""
 
-from collections.abc import Callable
 from typing import NamedTuple
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from lawm_jax.dists import Normal
 from lawm_jax.lawm.world_model import Params, State, WorldModel
+from lawm_jax.scan import scan
 
 
 class Rollout(NamedTuple):
@@ -39,16 +39,17 @@ def to_support(model: WorldModel, params: Params, state: State, v: jax.Array, ep
 def imagine(
     model: WorldModel,
     params: Params,
-    policy: Callable[[State, jax.Array], tuple[jax.Array, jax.Array]],
+    policy: nn.Module,
+    policy_params: Params,
     start: State,
     noise_z: jax.Array,
     noise_v: jax.Array,
     epsilon: float,
 ) -> Rollout:
-    """Rolls the dynamics prior out from `start`, differentiably, one scan step an imagined step.
+    """Rolls the dynamics prior out from `start`, differentiably in the policy's parameters.
 
     Args:
-      policy: (state, standard-normal noise [N, U]) -> (v in [-1, 1] [N, U], log_prob [N]).
+      policy: maps (state, standard-normal noise [N, U]) to (v in [-1, 1] [N, U], log_prob [N]).
       start: [N] states.
       noise_z: [H, N, Z] standard-normal noise of the prior.
       noise_v: [H, N, U] standard-normal noise of the policy.
@@ -56,15 +57,14 @@ def imagine(
     """
     apply = lambda method, *args: model.apply({"params": params}, *args, method=method)  # noqa: E731
 
-    def step(state: State, noise: tuple[jax.Array, jax.Array]) -> tuple[State, tuple]:
+    def cell(variables: Params, state: State, noise: tuple, mutable: list[str]) -> tuple:
         noise_z, noise_v = noise
-        v, log_prob = policy(state, noise_v)
+        (v, log_prob), seen = policy.apply(variables, state, noise_v, mutable=mutable)
         action = to_support(model, params, state, v, epsilon)
         h = apply("transition", state, action)
-        prior: Normal = apply("prior", h)
-        state = State(h, prior.sample(noise_z))
-        return state, (state, action, log_prob)
+        state = State(h, apply("prior", h).sample(noise_z))
+        return (state, (state, action, log_prob)), seen
 
-    _, (states, action, log_prob) = jax.lax.scan(step, start, (noise_z, noise_v))
+    _, (states, action, log_prob) = scan(cell, policy_params, start, (noise_z, noise_v))
     prepend = lambda first, rest: jnp.concatenate([first[None], rest], 0)  # noqa: E731
     return Rollout(jax.tree.map(prepend, start, states), action, log_prob)
