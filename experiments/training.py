@@ -98,7 +98,7 @@ class Session:
             flush()  # the previous call's metrics, while the device works on this one's
             self.state[phase], pending, step = state, (step, metrics), step + count
             done = step == total
-            due = lambda every, step=step, done=done: done or step % every == 0  # noqa: E731
+            due = lambda every, step=step, done=done: done or step % every == 0
             if due(settings.evaluate_every):
                 flush()
                 self.logger.log(step, phase, evaluate(self.state[phase]))

@@ -2,8 +2,8 @@
 
 
 class InputError(ValueError):
-    """Bad input: a config value, a task name, a data set, a file. Says what, where and how to mend it."""
+    """Bad input (a config value, a name, a data set, a file): what, where and how to mend it."""
 
 
 class TrainingError(RuntimeError):
-    """Training cannot go on (a loss became NaN, the disk is full). Says which metric and which step."""
+    """Training cannot go on (a loss became NaN, the disk is full): which metric and step."""

@@ -66,7 +66,7 @@ def data_parallel(
 
     def run(state: PyTree, shared: PyTree, sharded: PyTree, steps: int) -> tuple[PyTree, PyTree]:
         def scanned(state: PyTree, shared: PyTree, local: PyTree) -> tuple[PyTree, PyTree]:
-            body = lambda state, _: step(state, shared, local)  # noqa: E731
+            body = lambda state, _: step(state, shared, local)
             return jax.lax.scan(body, state, length=steps)
 
         # check_vma off: gradients stay local until the step's own pmean, as under jax.pmap.

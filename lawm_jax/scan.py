@@ -64,7 +64,7 @@ def scan(
         return run(rest, kernels, taps(), carry, xs)[0]
 
     def forward(rest: PyTree, kernels: PyTree, carry: PyTree, xs: PyTree) -> tuple:
-        differentiable = lambda rest, taps, carry, xs: run(rest, kernels, taps, carry, xs)  # noqa: E731
+        differentiable = lambda rest, taps, carry, xs: run(rest, kernels, taps, carry, xs)
         out, backward, seen = jax.vjp(differentiable, rest, taps(), carry, xs, has_aux=True)
         return out, (backward, seen)
 
@@ -88,7 +88,7 @@ def _split(params: PyTree, outputs: PyTree) -> tuple[PyTree, PyTree]:
     """The kernels whose layers the step calls, and all other parameters, by path."""
     called = {path[:-1] for path in flax.traverse_util.flatten_dict(outputs)}
     flat = flax.traverse_util.flatten_dict(params)
-    is_kernel = lambda path: path[-1] == "kernel" and path[:-1] in called  # noqa: E731
+    is_kernel = lambda path: path[-1] == "kernel" and path[:-1] in called
     kernels = {path: x for path, x in flat.items() if is_kernel(path)}
     rest = {path: x for path, x in flat.items() if not is_kernel(path)}
     return kernels, rest

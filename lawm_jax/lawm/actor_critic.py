@@ -205,7 +205,7 @@ def make_step(
         keys = row_keys(state.seed, state.step, 0, rows)
         start, noise_z, noise_v = jax.vmap(draw, (0, None), (0, 1, 1))(keys, starts)
         trained = {"policy": state.policy, "value": state.value}
-        loss = lambda trained: agent_loss(  # noqa: E731
+        loss = lambda trained: agent_loss(
             model, config, trained, state.target, world, start, (noise_z, noise_v)
         )
         grads, metrics = jax.grad(loss, has_aux=True)(trained)

@@ -42,7 +42,7 @@ def draw_noise(model: WorldModel, keys: jax.Array, window: int, labelled: int) -
     """
 
     def rows(tag: int, keys: jax.Array, *shape: int) -> jax.Array:
-        draw = lambda key: jax.random.normal(jax.random.fold_in(key, tag), shape)  # noqa: E731
+        draw = lambda key: jax.random.normal(jax.random.fold_in(key, tag), shape)
         return jnp.moveaxis(jax.vmap(draw)(keys), 0, -2)
 
     rest, u_size = keys[labelled:], model.latent_action_size
@@ -106,7 +106,7 @@ def _shared_terms(
     model: WorldModel, config: ElboConfig, params: Params, windows: Windows, inference: Inference
 ) -> tuple[Metrics, Metrics]:
     """The terms of every window: observation, reward and KL[q(s) || p(s)]."""
-    apply = lambda method, *args: model.apply({"params": params}, *args, method=method)  # noqa: E731
+    apply = lambda method, *args: model.apply({"params": params}, *args, method=method)
     observation = apply("decode_observation", inference.state)
     reward = apply("reward", jax.tree.map(lambda x: x[1:], inference.state))
     chex.assert_equal_shape([observation, windows.observation])
@@ -136,7 +136,7 @@ def _labelled_action_terms(
     inference: Inference, noise: jax.Array,
 ) -> tuple[Metrics, Metrics]:
     """The action term and KL[u] of labelled windows, through one or both inference paths."""
-    apply = lambda method, *args: model.apply({"params": params}, *args, method=method)  # noqa: E731
+    apply = lambda method, *args: model.apply({"params": params}, *args, method=method)
     rows = action.shape[1]
     before = jax.tree.map(lambda x: x[:-1, :rows], inference.state)
     prior = _prior(model, params, before)

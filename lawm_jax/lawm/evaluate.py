@@ -1,4 +1,4 @@
-"""What a world model predicts on held-out trajectories, and what a policy earns in the simulator."""
+"""What a world model predicts of held-out trajectories; what a policy earns in the simulator."""
 
 import functools
 from collections.abc import Callable, Sequence
@@ -136,7 +136,8 @@ def _prediction_errors(
     metrics = {f"open_loop_error_{k}": error[k - 1] for k in OPEN_LOOP_STEPS}
     if model.latent_action and not model.learned_prior:
         nothing = jnp.zeros((steps - 1, 0, model.action_size))
-        inferred = infer(model, params, observation, nothing, _noise(model, steps, rows, rows, None))
+        means = _noise(model, steps, rows, rows, None)
+        inferred = infer(model, params, observation, nothing, means)
         metrics["decoded_action_error"] = jnp.mean((inferred.action - action) ** 2)
         metrics["action_variance"] = jnp.mean(jnp.var(action, (0, 1)))
     return metrics

@@ -55,7 +55,7 @@ def imagine(
       noise_v: [H, N, U] standard-normal noise of the policy.
       epsilon: width of the support in standard deviations of the latent-action prior.
     """
-    apply = lambda method, *args: model.apply({"params": params}, *args, method=method)  # noqa: E731
+    apply = lambda method, *args: model.apply({"params": params}, *args, method=method)
 
     def cell(variables: Params, state: State, noise: tuple, mutable: list[str]) -> tuple:
         noise_z, noise_v = noise
@@ -66,5 +66,5 @@ def imagine(
         return (state, (state, action, log_prob)), seen
 
     _, (states, action, log_prob) = scan(cell, policy_params, start, (noise_z, noise_v))
-    prepend = lambda first, rest: jnp.concatenate([first[None], rest], 0)  # noqa: E731
+    prepend = lambda first, rest: jnp.concatenate([first[None], rest], 0)
     return Rollout(jax.tree.map(prepend, start, states), action, log_prob)

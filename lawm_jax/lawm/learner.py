@@ -40,7 +40,7 @@ class WorldModelState:
 
 
 class TrainingData(NamedTuple):
-    """What training may see: labelled trajectories, and unlabelled ones without actions, or None."""
+    """What training may see: labelled trajectories; unlabelled ones without actions, or None."""
 
     labelled: TrajectoryArrays
     unlabelled: TrajectoryArrays | None
@@ -137,7 +137,7 @@ def make_step(
             unlabelled, more = draw(state, data.unlabelled, 1, unlabelled_rows)
             keys = jnp.concatenate([keys, more])
         noise = draw_noise(model, keys, config.window, labelled_rows)
-        loss = lambda params: elbo_loss(model, elbo, params, labelled, unlabelled, noise)  # noqa: E731
+        loss = lambda params: elbo_loss(model, elbo, params, labelled, unlabelled, noise)
         grads, metrics = jax.grad(loss, has_aux=True)(state.params)
         grads, metrics = jax.lax.pmean((grads, metrics), AXIS)
         updates, opt_state = optimiser.update(grads, state.opt_state, state.params)

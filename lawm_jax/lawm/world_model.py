@@ -271,7 +271,7 @@ def infer(
         return model.apply(variables, state, inputs, method="filter_step", **kwargs)
 
     _, rest = scan(cell, params, state, inputs)
-    prepend = lambda first, rest: jnp.concatenate([first[None], rest], 0)  # noqa: E731
+    prepend = lambda first, rest: jnp.concatenate([first[None], rest], 0)
     return Inference(
         state=jax.tree.map(prepend, state, rest.state),
         posterior=jax.tree.map(prepend, first_posterior, rest.posterior),

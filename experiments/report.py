@@ -1,0 +1,124 @@
+"""The README's table of results, rebuilt from the raw results of runs.
+
+    python -m experiments.report results/dmc              prints the table
+    python -m experiments.report results/dmc --add=DIR    first copies DIR/results.json into it
+
+A row is a task, data set and label fraction; a cell the mean final return over seeds with a 95%
+interval: over seeds (Student's t) where there are several, else over the one run's episodes.
+"""
+
+import argparse
+import json
+import sys
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from experiments.launch import BAD_INPUT
+from lawm_jax.errors import InputError
+
+METHODS = {"lawm": "LAWM", "c_lap": "C-LAP", "c_lap_oracle": "C-LAP (oracle)", "dreamer": "Dreamer"}
+# Two-sided 95% quantiles of Student's t for 2, 3, ... values.
+STUDENT = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
+
+
+def mean_and_interval(results: list[dict[str, Any]]) -> tuple[float, float]:
+    """Mean final return and the half-width of its 95% interval, as the module says."""
+    means = [result["evaluation"]["return_mean"] for result in results]
+    if len(means) == 1:
+        return means[0], results[0]["evaluation"]["return_ci95"]
+    error = float(np.std(means, ddof=1)) / len(means) ** 0.5
+    return float(np.mean(means)), STUDENT[min(len(means), 10) - 2] * error
+
+
+def file_name(result: dict[str, Any]) -> str:
+    """The name under which a result is kept: what sets its run apart."""
+    config = result["config"]
+    dataset = result["dataset"]["name"].replace("/", "_")
+    labels = f"{100 * config['data']['label_fraction']:g}pct"
+    return f"{dataset}_{config['method']}_{labels}_seed{result['seed']}.json"
+
+
+def add(directory: Path, workdir: Path) -> Path:
+    """Copies a finished run's results.json into the directory of raw results."""
+    source = workdir / "results.json"
+    if not source.exists():
+        raise InputError(f"{source} not found: the run is not finished")
+    result = json.loads(source.read_text())
+    target = directory / file_name(result)
+    directory.mkdir(parents=True, exist_ok=True)
+    target.write_text(json.dumps(result, indent=1) + "\n")
+    return target
+
+
+def table(directory: Path) -> str:
+    """The Markdown table of all raw results in a directory."""
+    cells: dict[tuple, dict[str, list]] = defaultdict(lambda: defaultdict(list))
+    for path in sorted(directory.glob("*.json")):
+        result = json.loads(path.read_text())
+        config, oracle = result["config"], result["config"]["data"]["label_fraction"] == 1.0
+        method = config["method"] + ("_oracle" if oracle else "")
+        labels = "100%" if oracle else f"{100 * config['data']['label_fraction']:g}%"
+        cells[config["task"], config["data"]["dataset"], labels][method].append(result)
+    if not cells:
+        raise InputError(f"{directory} holds no results")
+    lines = [
+        "| task | data set | labels | LAWM | C-LAP | C-LAP (oracle) | decoded-action error "
+        "(share of variance) | open-loop error, 5 steps: LAWM / C-LAP | predicted / real value: "
+        "LAWM | seeds | wall-clock, min |",
+        "|---|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    for (task, dataset, labels), by_method in sorted(cells.items()):
+        if labels == "100%" and "lawm" not in by_method:
+            continue
+        by_method |= {"c_lap_oracle": cells[task, dataset, "100%"].get("c_lap_oracle", [])}
+        lines.append(f"| {task} | {dataset} | {labels} | {' | '.join(_columns(by_method))} |")
+    return "\n".join(lines)
+
+
+def _columns(by_method: dict[str, list]) -> list[str]:
+    def form(results: list) -> str:
+        return "{:.0f} ± {:.0f}".format(*mean_and_interval(results)) if results else "-"
+
+    def average(results: list, section: str, key: str) -> float:
+        return float(np.mean([result[section].get(key, np.nan) for result in results]))
+
+    lawm, c_lap = by_method.get("lawm", []), by_method.get("c_lap", [])
+    error = average(lawm, "metrics", "decoded_action_error")
+    share = error / average(lawm, "metrics", "action_variance")
+    open_loop = [average(r, "metrics", "open_loop_error_5") for r in (lawm, c_lap)]
+    values = [average(lawm, "evaluation", key) for key in ("predicted_value", "real_value")]
+    everything = [result for results in by_method.values() for result in results]
+    minutes = np.mean([result["wall_clock_seconds"] for result in everything]) / 60
+    return [
+        *(form(by_method.get(method, [])) for method in ("lawm", "c_lap", "c_lap_oracle")),
+        f"{error:.3f} ({share:.0%})",
+        f"{open_loop[0]:.2f} / {open_loop[1]:.2f}",
+        f"{values[0]:.0f} / {values[1]:.0f}",
+        str(max(len(results) for results in by_method.values())),
+        f"{minutes:.0f}",
+    ]
+
+
+def main() -> None:
+    """Reads the command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("directory", type=Path)
+    parser.add_argument("--add", type=Path, help="work directory of a finished run")
+    arguments = parser.parse_args()
+    try:
+        if arguments.add:
+            print(f"added {add(arguments.directory, arguments.add)}")
+        else:
+            print(table(arguments.directory))
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(BAD_INPUT)
+
+
+if __name__ == "__main__":
+    main()
