@@ -130,7 +130,7 @@ def _check_origin(metadata: dict[str, Any], digest: str, where: str) -> None:
 
     if metadata.get("snapshots_sha256") != digest:
         raise InputError(
-            f"{where} exists and was made by other policies: choose another --data_dir, or remove it"
+            f"{where} exists and was made by other policies: remove it or change --data_dir"
         )
 
 

@@ -176,7 +176,9 @@ def train_agent(
             metrics = {name: float(value) for name, value in metrics.items()}
             for name, value in metrics.items():
                 if not np.isfinite(value):
-                    raise TrainingError(f"{task}, seed {seed}: {name} is {value} after {done} steps")
+                    raise TrainingError(
+                        f"{task}, seed {seed}: {name} is {value} after {done} steps"
+                    )
             episode_returns.append(float(returns.mean()))
             log(done * training.num_envs, {"return": episode_returns[-1], **metrics})
         if stop():

@@ -93,7 +93,9 @@ def test_compact_parameters_are_close():
 
 def test_bad_files(snapshots, tmp_path):
     path = tmp_path / "cheetah.npz"
-    with pytest.raises(InputError, match=r"no policy snapshots of cheetah_run.*experiments\.collect"):
+    with pytest.raises(
+        InputError, match=r"no policy snapshots of cheetah_run.*experiments\.collect"
+    ):
         collect.load_snapshots(TASK, path)
     with pytest.raises(InputError, match="did you mean 'cheetah_run'"):
         collect.load_snapshots("cheetah_runn")

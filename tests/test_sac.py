@@ -131,7 +131,9 @@ def test_n_step_transitions_stay_within_episode_and_data(steps):
     written = np.where(observation % 100 < 10, min(steps, 4), steps - 4)
     np.testing.assert_array_equal(n, np.minimum(3, written - t))
     np.testing.assert_allclose(batch.discount, 0.5**n)
-    expected = [sum(0.5**k * (t_ + k + 1) for k in range(int(n_))) for t_, n_ in zip(t, n)]
+    expected = [
+        sum(0.5**k * (t_ + k + 1) for k in range(int(n_))) for t_, n_ in zip(t, n, strict=True)
+    ]
     np.testing.assert_allclose(batch.reward, expected)
     assert len(np.unique(observation)) == 2 * steps  # every transition can be drawn
 

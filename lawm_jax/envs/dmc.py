@@ -84,8 +84,9 @@ def task_spec(task: str) -> TaskSpec:
         raise InputError(f"unknown task '{task}': {hint}choose from {', '.join(TASKS)}")
     import envpool
 
-    domain = next(d for d, names in SUITE.items() if task[len(d) + 1 :] in names and
-                  task.startswith(f"{d}_"))
+    domain = next(
+        d for d, names in SUITE.items() if task[len(d) + 1 :] in names and task.startswith(f"{d}_")
+    )
     words = task.split("_")
     envpool_id = "".join(word[:1].upper() + word[1:] for word in words) + "-v1"
     spec = envpool.make_spec(envpool_id)

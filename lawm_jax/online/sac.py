@@ -1,4 +1,4 @@
-"""Soft actor-critic (Haarnoja et al., 2018, with a tuned temperature) on a replay buffer on the device.
+"""Soft actor-critic (Haarnoja et al., 2018, temperature tuned), replay buffer on the device.
 
 Pure functions over two pytrees: `SACState` holds everything that is trained or counted, `Replay`
 the experience. One call of `learn` writes a chunk of new experience and scans many updates.
@@ -212,9 +212,7 @@ def empty_replay(
     )
 
 
-def append(
-    replay: Replay, observation: jax.Array, action: jax.Array, reward: jax.Array
-) -> Replay:
+def append(replay: Replay, observation: jax.Array, action: jax.Array, reward: jax.Array) -> Replay:
     """Writes K steps of one episode: observation [K + 1, N, O], action [K, N, A], reward [K, N]."""
     chex.assert_equal(observation.shape[0], action.shape[0] + 1)
     episode, t = jnp.divmod(replay.steps, replay.action.shape[1])
@@ -306,9 +304,7 @@ def update(
         batch = batch._replace(reward=disagreement_b / jnp.maximum(scale, 1e-8))
         metrics |= more
 
-    loss = functools.partial(
-        critic_loss, state=state, batch=batch, rng=critic_rng, config=config
-    )
+    loss = functools.partial(critic_loss, state=state, batch=batch, rng=critic_rng, config=config)
     (_, more), grads["critic"] = jax.value_and_grad(loss, has_aux=True)(state.params["critic"])
     metrics |= more
 
@@ -339,7 +335,7 @@ def update(
 def critic_loss(
     params: Any, state: SACState, batch: Batch, rng: jax.Array, config: SACConfig
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """Squared error to the soft n-step target (SAC v2, eq. 5-6); entropy enters at the last step."""
+    """Squared error to the soft n-step target (SAC v2, eq. 5-6), entropy at its last step."""
     policy = _policy(state.params["actor"], batch.next_observation, batch, config)
     pre_tanh = policy.sample(jax.random.normal(rng, policy.mean.shape))
     log_prob_b = tanh_normal_log_prob(policy, pre_tanh)
