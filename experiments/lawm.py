@@ -7,6 +7,8 @@ makes it the oracle that sees all actions.
 """
 
 import json
+import os
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -22,9 +24,12 @@ from lawm_jax.data.shards import Dataset
 from lawm_jax.data.trajectory import Trajectory, return_statistics
 from lawm_jax.data.windows import Split, TrajectoryArrays, check_window, split, stack
 from lawm_jax.envs.dmc import ControlSuite, task_spec
+from lawm_jax.errors import InputError
 from lawm_jax.lawm import actor_critic, evaluate, learner
 from lawm_jax.lawm.methods import Program, resolve
 from lawm_jax.metrics import read_metrics
+
+FRAMES_PER_SECOND = 20  # of the video
 
 
 def main(run: launch.Run) -> None:
@@ -71,7 +76,8 @@ def main(run: launch.Run) -> None:
     def play(agent: actor_critic.AgentState, episodes: int) -> evaluate.Evaluation:
         env = ControlSuite(config.task, episodes, seed=_seed(config.seed, int(agent.step)))
         try:
-            return evaluate.evaluate_policy(env, actor, world, agent, program.agent)
+            params = evaluate.policy_params(world, agent)
+            return evaluate.evaluate_policy(env, actor, params, program.agent.discount)
         finally:
             env.close()
 
@@ -86,8 +92,11 @@ def main(run: launch.Run) -> None:
         evaluate=lambda agent: play(agent, config.run.evaluation_episodes).summary(),
         shown=("imagined_reward", "imagined_return", "value_error"),
     )
-    final = play(session.state["agent"], config.run.final_episodes)
+    agent = session.state["agent"]
+    final = play(agent, config.run.final_episodes)
     session.close()
+    if run.render:
+        _render(run, evaluate.acting(actor, evaluate.policy_params(world, agent)))
     errors = evaluate.prediction_errors(program.model, world, heldout)
     _report(run, session, dataset, parts, final, {k: float(v) for k, v in errors.items()})
 
@@ -104,6 +113,23 @@ def _arrays(
         check_window(unlabelled, program.learner.window)
     check_window(labelled, program.learner.window)
     return learner.TrainingData(labelled, unlabelled), stack(chosen.heldout, actions=True)
+
+
+def _render(run: launch.Run, act: Callable[..., Any]) -> None:
+    """Writes a video of one episode, or says why there is none."""
+    import imageio
+
+    from lawm_jax.envs import reference
+
+    try:
+        os.environ["MUJOCO_GL"] = reference.renderer()
+    except InputError as error:
+        print(f"no video: {error}", flush=True)
+        return
+    frames, episode_return = reference.render_episode(run.config.task, act, None, run.config.seed)
+    path = run.workdir / "policy.mp4"
+    imageio.mimwrite(path, frames, fps=FRAMES_PER_SECOND, macro_block_size=None)
+    print(f"video of an episode with return {episode_return:.0f}: {path}", flush=True)
 
 
 def _seed(seed: int, step: int) -> int:

@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -153,28 +153,29 @@ class PolicyParams(NamedTuple):
 
 
 class Filter(NamedTuple):
-    """The acting agent's memory: its state, the action it executed last, and its first value."""
+    """The acting agent's memory, its action [N, A], and the discounted return it expects [N]."""
 
     state: State
     action: jax.Array
-    first_value: jax.Array
+    value: jax.Array
 
 
-def make_actor(
-    model: WorldModel, config: AgentConfig
-) -> Callable[[PolicyParams, Filter, jax.Array, bool], Filter]:
+Actor = Callable[[PolicyParams, Filter | None, jax.Array], Filter]
+
+
+def make_actor(model: WorldModel, config: AgentConfig) -> Actor:
     """The policy that acts, jitted once: filters an observation and takes the policy's mode.
 
-    Returns act(params, filter, observation [N, O], first) -> Filter, whose action is to be executed
-    and whose first_value [N] is the critic's estimate, at step 0, of the discounted return.
+    Returns actor(params, filter, observation [N, O]) -> Filter, whose action is to be executed; the
+    filter is None at an episode's first step.
     """
 
-    @functools.partial(jax.jit, static_argnums=3)
-    def step(params: PolicyParams, last: Filter, observation: jax.Array, first: bool) -> Filter:
+    @jax.jit
+    def step(params: PolicyParams, last: Filter | None, observation: jax.Array) -> Filter:
         apply = functools.partial(model.apply, {"params": params.world})
         projected = apply(params.normaliser(observation), method="embed").posterior
         rows = observation.shape[0]
-        if first:
+        if last is None:
             zeros = jnp.zeros((rows, model.stochastic))
             state, _ = initial_state(model, params.world, projected, zeros)
         else:
@@ -183,12 +184,20 @@ def make_actor(
         mode = jnp.zeros((rows, config.policy_size))
         v, _ = make_policy(config).apply({"params": params.policy}, state, mode)
         action = to_support(model, params.world, state, v, config.epsilon)
-        value = last.first_value
-        if first:
-            value = critic(config, params.value, state).min(0) / (1.0 - config.discount)
+        value = critic(config, params.value, state).min(0) / (1.0 - config.discount)
         return Filter(state, action, value)
 
     return step
+
+
+def acting(actor: Actor, params: PolicyParams) -> Callable[..., tuple[np.ndarray, Filter]]:
+    """The policy as `rollout` calls it: act(filter, observation, t) -> (action, filter)."""
+
+    def act(last: Filter | None, observation: np.ndarray, t: int) -> tuple[np.ndarray, Filter]:
+        last = actor(params, last if t else None, observation)
+        return np.asarray(last.action), last
+
+    return act
 
 
 class Evaluation(NamedTuple):
@@ -215,28 +224,20 @@ class Evaluation(NamedTuple):
         }
 
 
+def policy_params(world: WorldModelState, agent: AgentState) -> PolicyParams:
+    """What acting needs of the train states."""
+    return PolicyParams(world.params, world.normaliser, agent.policy, agent.value)
+
+
 def evaluate_policy(
-    env: ControlSuite,
-    actor: Callable[..., Filter],
-    world: WorldModelState,
-    agent: AgentState,
-    config: AgentConfig,
+    env: ControlSuite, actor: Actor, params: PolicyParams, discount: float
 ) -> Evaluation:
     """Plays one episode in every environment with the policy's mode, filtering as it goes."""
-    params = PolicyParams(world.params, world.normaliser, agent.policy, agent.value)
-    memory: dict[str, Any] = {}
-
-    def choose(last: Filter | None, observation: np.ndarray, t: int) -> tuple:
-        if last is None:
-            empty = jnp.zeros((env.num_envs,))
-            last = Filter(State(empty, empty), empty, empty)
-        last = memory["last"] = actor(params, last, observation, t == 0)
-        return np.asarray(last.action), last
-
-    trajectories = rollout(env, choose, None)
+    trajectories = rollout(env, acting(actor, params), None)
+    first = np.stack([t.observation[0] for t in trajectories])
     rewards = np.stack([t.reward for t in trajectories], 1)
     return Evaluation(
         trajectories,
-        predicted=np.asarray(memory["last"].first_value),
-        discounted=np.asarray(discounted_return(jnp.asarray(rewards), config.discount)),
+        predicted=np.asarray(actor(params, None, first).value),
+        discounted=np.asarray(discounted_return(jnp.asarray(rewards), discount)),
     )
