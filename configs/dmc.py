@@ -98,7 +98,8 @@ def _agent() -> ml_collections.ConfigDict:
     agent.epsilon = 2.0  # support: standard deviations of the latent-action prior
     agent.discount = 0.99
     agent.lambda_ = 0.95
-    agent.entropy = 0.02
+    agent.entropy = 0.02  # weight of the policy's entropy, in reward a step
+    agent.prior = 0.0  # weight of log p(u | s); as large as entropy, the two are a KL to the prior
     agent.target_rate = 0.03  # of the slow value target, a step
     agent.units = 128
     agent.layers = 2

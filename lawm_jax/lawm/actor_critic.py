@@ -36,7 +36,8 @@ class AgentConfig:
     epsilon: float  # the support: standard deviations of the latent-action prior
     discount: float
     lambda_: float
-    entropy: float  # weight of the policy's entropy against average reward a step
+    entropy: float  # weight of the policy's entropy, in reward a step
+    prior: float  # weight of the latent-action prior's log-probability; as large as entropy: KL
     target_rate: float
     units: int
     layers: int
@@ -143,9 +144,10 @@ def agent_loss(
 ) -> tuple[jax.Array, Metrics]:
     """Policy and value losses on one imagined rollout.
 
-    The policy maximises the lambda-returns, differentiated through the dynamics, and its entropy;
-    the values regress on the same returns, which bootstrap from the slow target's minimum. The two
-    sets of parameters do not touch each other's loss, so one gradient serves both.
+    The policy maximises the lambda-returns, differentiated through the dynamics, its entropy, and
+    its outputs' likelihood under the latent-action prior; the values regress on the same returns,
+    which bootstrap from the slow target's minimum. The two sets of parameters do not touch each
+    other's loss, so one gradient serves both.
 
     Args:
       trained: {"policy": ..., "value": ...}.
@@ -165,7 +167,10 @@ def agent_loss(
     bootstrap = critic(config, target, after).min(0)
     returns = lambda_returns(scale * reward, bootstrap, config.discount, config.lambda_)
     chex.assert_equal_shape([returns, rollout.log_prob])
-    policy_loss = -jnp.mean(returns) + config.entropy * scale * jnp.mean(rollout.log_prob)
+    # log p(u | s) of the latent-action prior, up to a constant: u is epsilon v std from its mean.
+    prior_log_prob = -0.5 * jnp.sum((config.epsilon * rollout.v) ** 2, axis=-1)
+    regulariser = config.entropy * rollout.log_prob - config.prior * prior_log_prob
+    policy_loss = jnp.mean(scale * regulariser - returns)
 
     estimate = critic(config, trained["value"], before)
     value_error = estimate - jax.lax.stop_gradient(returns)
@@ -176,6 +181,7 @@ def agent_loss(
         "value_disagreement": jnp.std(estimate, axis=0).mean() / scale,
         "value_error": jnp.sqrt(jnp.mean(value_error**2)) / scale,
         "policy_log_prob": rollout.log_prob.mean(),
+        "policy_saturation": jnp.mean(rollout.v**2),
         "policy_loss": policy_loss,
         "value_loss": value_loss,
     }

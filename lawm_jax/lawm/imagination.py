@@ -11,13 +11,15 @@ from lawm_jax.scan import scan
 
 
 class Rollout(NamedTuple):
-    """H imagined steps: state [H+1, N] with the start first, action [H, N, A], log_prob [H, N].
+    """H imagined steps: state [H+1, N] with the start first, action [H, N, A].
 
-    log_prob is that of the policy's own output v in [-1, 1]^U, before the support map.
+    v [H, N, U] is the policy's own output in [-1, 1], before the support map, and log_prob [H, N]
+    its log-probability.
     """
 
     state: State
     action: jax.Array
+    v: jax.Array
     log_prob: jax.Array
 
 
@@ -63,8 +65,8 @@ def imagine(
         action = to_support(model, params, state, v, epsilon)
         h = apply("transition", state, action)
         state = State(h, apply("prior", h).sample(noise_z))
-        return (state, (state, action, log_prob)), seen
+        return (state, (state, action, v, log_prob)), seen
 
-    _, (states, action, log_prob) = scan(cell, policy_params, start, (noise_z, noise_v))
+    _, (states, action, v, log_prob) = scan(cell, policy_params, start, (noise_z, noise_v))
     prepend = lambda first, rest: jnp.concatenate([first[None], rest], 0)
-    return Rollout(jax.tree.map(prepend, start, states), action, log_prob)
+    return Rollout(jax.tree.map(prepend, start, states), action, v, log_prob)
