@@ -148,15 +148,16 @@ def train_agent(
     updates = training.chunk * training.num_envs // training.steps_per_update
     actors, steps, episode_returns = [], [], []
     for t in range(0, vector_steps, training.chunk):
+        actor = sac.acting_params(state)
         if t * training.num_envs % training.snapshot_steps == 0:
-            actors.append(_compact(state.params["actor"]))
+            actors.append(_compact(actor))
             steps.append(t * training.num_envs)
         if t % env.episode_steps == 0:
             observation, returns = env.reset(), np.zeros(training.num_envs)
         observations, actions, rewards = [observation], [], []
         for _ in range(training.chunk):
             z = noise.standard_normal((training.num_envs, spec.action_size), np.float32)
-            action = np.asarray(sac.act(state.params["actor"], observation, z, config.actor_units))
+            action = np.asarray(sac.act(actor, observation, z, config.actor_units))
             observation, reward = env.step(action)
             observations.append(observation)
             actions.append(action)
@@ -184,7 +185,7 @@ def train_agent(
         if stop():
             env.close()
             return None
-    actors.append(_compact(state.params["actor"]))
+    actors.append(_compact(sac.acting_params(state)))
     steps.append(vector_steps * training.num_envs)
     env.close()
     snapshots = Snapshots(

@@ -48,6 +48,20 @@ def test_untrained_policy_has_unit_standard_deviation():
     np.testing.assert_allclose(actor.apply(params, jnp.zeros((1, 3))).std, 1.0, rtol=1e-5)
 
 
+def test_acting_params_take_raw_observations():
+    state = sac.init(0, 3, 2, TINY).replace(
+        observation_mean=jnp.array([1.0, -2.0, 0.5]), observation_std=jnp.array([2.0, 0.1, 1.0])
+    )
+    observation = np.random.default_rng(0).normal(size=(4, 3)).astype(np.float32)
+    normalised = (observation - state.observation_mean) / state.observation_std
+    noise = np.ones((4, 2), np.float32)
+    np.testing.assert_allclose(
+        sac.act(sac.acting_params(state), observation, noise, TINY.actor_units),
+        sac.act(state.params["actor"], normalised, noise, TINY.actor_units),
+        atol=1e-5,
+    )
+
+
 def test_losses_against_numpy():
     state = sac.init(0, 3, 2, TINY)
     batch = _batch(np.random.default_rng(0))
@@ -149,7 +163,7 @@ def test_learns_the_best_action_of_a_one_step_problem():
     replay = sac.empty_replay(1, 25, 64, 1, 1)
     state, _, metrics = sac.learn(state, replay, observation, action, reward, 1500, config)
     test = np.linspace(-0.7, 0.7, 8, dtype=np.float32)[:, None]
-    mode = sac.act(state.params["actor"], test, np.zeros_like(test), config.actor_units)
+    mode = sac.act(sac.acting_params(state), test, np.zeros_like(test), config.actor_units)
     np.testing.assert_allclose(mode, test, atol=0.15)
     assert np.isfinite(metrics["critic_loss"])
 

@@ -65,8 +65,8 @@ class SACState:
         params: dict with "actor", "critic", "log_alpha" and, where `intrinsic`, "ensemble".
         target_critic: moving average of params["critic"].
         optimizer: optax state over params.
-        observation_mean: [O] running mean of the replay buffer's observations (ensemble only).
-        observation_std: [O] their standard deviation.
+        observation_mean: [O] running mean of the replay buffer's observations.
+        observation_std: [O] their standard deviation; every network sees (o - mean) / std.
         disagreement_scale: [] running mean of the disagreement, which scales the reward to about 1.
         seed: [] the seed; random numbers are fold_in(seed, step).
         step: [] updates done.
@@ -246,10 +246,20 @@ def sample(replay: Replay, rng: jax.Array, config: SACConfig) -> Batch:
     )
 
 
+@jax.jit
+def acting_params(state: SACState) -> Any:
+    """Parameters of an actor that takes raw observations: the normalisation moves into layer 1."""
+    params = dict(state.params["actor"]["params"])
+    kernel = params["Dense_0"]["kernel"] / state.observation_std[:, None]
+    bias = params["Dense_0"]["bias"] - state.observation_mean @ kernel
+    return {"params": {**params, "Dense_0": {"kernel": kernel, "bias": bias}}}
+
+
 @functools.partial(jax.jit, static_argnames=("units",))
 def act(actor_params: Any, observation: jax.Array, noise: jax.Array, units: int) -> jax.Array:
     """Actions [N, A] of the stochastic policy for observations [N, O] and normal noise [N, A].
 
+    The parameters are those of `acting_params`, the observations raw.
     The noise comes from outside, since drawing it costs more than the rest where N is small.
     """
     policy = Actor(units, noise.shape[-1]).apply(actor_params, observation)
@@ -272,13 +282,18 @@ def learn(
         The new state and buffer and the metrics' means over the updates.
     """
     replay = append(replay, observation, action, reward)
-    if config.intrinsic:
-        state = update_observation_statistics(state, replay, observation)
+    state = update_observation_statistics(state, replay, observation)
 
     def body(state: SACState, _: None) -> tuple[SACState, dict[str, jax.Array]]:
         rng = jax.random.fold_in(jax.random.key(state.seed), state.step)
         sample_rng, update_rng = jax.random.split(rng)
-        return update(state, sample(replay, sample_rng, config), update_rng, config)
+        batch = sample(replay, sample_rng, config)
+        batch = batch._replace(
+            observation=(batch.observation - state.observation_mean) / state.observation_std,
+            next_observation=(batch.next_observation - state.observation_mean)
+            / state.observation_std,
+        )
+        return update(state, batch, update_rng, config)
 
     state, metrics = jax.lax.scan(body, state, None, length=updates)
     return state, replay, jax.tree.map(jnp.mean, metrics)
@@ -287,13 +302,20 @@ def learn(
 def update(
     state: SACState, batch: Batch, rng: jax.Array, config: SACConfig
 ) -> tuple[SACState, dict[str, jax.Array]]:
-    """One gradient step of critics, actor, temperature and, where `intrinsic`, the ensemble."""
+    """One gradient step of critics, actor, temperature and, where `intrinsic`, the ensemble.
+
+    Args:
+        state: its observation statistics are not used: `batch` holds normalised observations.
+        batch: transitions.
+        rng: key of the policies' noise.
+        config: settings.
+    """
     critic_rng, actor_rng = jax.random.split(rng)
     metrics = {}
     grads = {}
     scale = state.disagreement_scale
     if config.intrinsic:
-        loss = functools.partial(ensemble_loss, state=state, batch=batch, config=config)
+        loss = functools.partial(ensemble_loss, batch=batch, config=config)
         (_, more), grads["ensemble"] = jax.value_and_grad(loss, has_aux=True)(
             state.params["ensemble"]
         )
@@ -366,15 +388,12 @@ def actor_loss(
 
 
 def ensemble_loss(
-    params: Any, state: SACState, batch: Batch, config: SACConfig
+    params: Any, batch: Batch, config: SACConfig
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
     """Squared error of every member's prediction; the metrics carry the disagreement [B]."""
-    observation, target = (
-        (x - state.observation_mean) / state.observation_std
-        for x in (batch.observation, batch.next_observation)
-    )
-    prediction_mbo = _ensemble(config).apply(params, observation, batch.action)
-    loss = jnp.mean(jnp.sum(jnp.mean((prediction_mbo - target) ** 2, axis=-1), axis=0))
+    prediction_mbo = _ensemble(config).apply(params, batch.observation, batch.action)
+    error_mb = jnp.mean((prediction_mbo - batch.next_observation) ** 2, axis=-1)
+    loss = jnp.mean(jnp.sum(error_mb, axis=0))
     disagreement_b = disagreement(jax.lax.stop_gradient(prediction_mbo))
     return loss, {
         "ensemble_loss": loss,
@@ -398,8 +417,8 @@ def update_observation_statistics(
     mean = state.observation_mean + share * (jnp.mean(chunk, 0) - state.observation_mean)
     second = state.observation_std**2 + state.observation_mean**2
     second = second + share * (jnp.mean(chunk**2, 0) - second)
-    # The floor keeps a coordinate that hardly moves from dominating the disagreement.
-    std = jnp.sqrt(jnp.maximum(second - mean**2, 1e-4))
+    # The floor keeps a coordinate that hardly moves from dominating.
+    std = jnp.sqrt(jnp.maximum(second - mean**2, 0.01))
     return state.replace(observation_mean=mean, observation_std=std)
 
 
