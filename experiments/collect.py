@@ -98,14 +98,16 @@ def _agent(run: Run, seed: int, explorer: bool) -> "Snapshots":
     path = run.workdir / "agents" / f"{name}.npz"
     if path.exists():
         return collect.load_snapshots(task, path)
-    training = collect.Training(
-        agent_steps=settings.explorer_steps if explorer else settings.agent_steps,
-        snapshot_steps=settings.snapshot_steps,
-    )
     if explorer:
         config = sac.SACConfig(intrinsic=True, n_step=1)
+        training = collect.Training(settings.explorer_steps, snapshot_steps=settings.snapshot_steps)
     else:
         config = sac.SACConfig(target_entropy=settings.target_entropy)
+        training = collect.Training(
+            settings.agent_steps,
+            steps_per_update=settings.steps_per_update,
+            snapshot_steps=settings.snapshot_steps,
+        )
     progress = Progress(name, training.agent_steps)
     curve = run.workdir / "agents" / f"{name}.jsonl"
     curve.parent.mkdir(parents=True, exist_ok=True)

@@ -41,7 +41,7 @@ MEDIUM_SNAPSHOTS = 2  # an agent
 EXPERT_SNAPSHOTS = 2  # an agent
 EVALUATION_EPISODES = 12  # behind the return that is noted for each snapshot
 EPISODE_STEPS = 500
-ROLLOUT_ENVS = 16  # rolled out at a time; building a simulator costs as much as 100 steps of it
+ROLLOUT_ENVS = 32  # at a time: more would save dispatches, but simulators are slow to build
 
 
 @dataclasses.dataclass(frozen=True)
