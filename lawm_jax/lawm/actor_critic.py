@@ -5,6 +5,7 @@ rewards' order of magnitude whatever the discount, which small networks reach so
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable
 
 import chex
@@ -115,6 +116,7 @@ def make_optimiser(config: AgentConfig) -> optax.GradientTransformation:
     )
 
 
+@functools.partial(jax.jit, static_argnums=(0, 1))
 def init(model: WorldModel, config: AgentConfig, seed: int) -> AgentState:
     """A fresh agent for a world model's states."""
     policy_key, value_key = jax.random.split(jax.random.key(seed))

@@ -8,6 +8,7 @@ The modules compute one step; `infer` owns time. C-LAP and a plain Dreamer are c
 C-LAP learns the prior of u and sees labelled windows only, Dreamer has no u at all.
 """
 
+import functools
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -218,6 +219,7 @@ class WorldModel(nn.Module):
             self.decode_action(state, u)
 
 
+@functools.partial(jax.jit, static_argnums=0)
 def init_params(model: WorldModel, key: jax.Array) -> Params:
     """The model's parameters, float32."""
     observation = jnp.zeros((1, model.observation_size))
