@@ -78,14 +78,14 @@ def _world_model() -> ml_collections.ConfigDict:
     model.inverse_on_labelled = 1.0  # labelled windows also train the inverse dynamics; pure: 0
     model.sample_driving_action = False  # unlabelled dynamics see the mean decoded action
     # learning
-    model.steps = 3000
+    model.steps = 4000
     model.labelled_rows = 8  # windows a step, over all devices; a method that learns from
     model.unlabelled_rows = 24  # labelled windows only draws the sum of the two
     model.window = 16  # observations
     model.learning_rate = 2e-3
     model.learning_rate_end = 0.0  # share of the learning rate that the cosine decay ends at
     model.warmup_steps = 0
-    model.weight_decay = 1e-4
+    model.weight_decay = 1e-3
     model.gradient_clip = 100.0
     return model
 
@@ -93,18 +93,18 @@ def _world_model() -> ml_collections.ConfigDict:
 def _agent() -> ml_collections.ConfigDict:
     agent = ml_collections.ConfigDict()
     agent.steps = 2000
-    agent.start_rows = 128  # states that imagination starts from, over all devices
+    agent.start_rows = 64  # states that imagination starts from, over all devices
     agent.horizon = 8
     agent.epsilon = 2.0  # support: standard deviations of the latent-action prior
     agent.discount = 0.99
     agent.lambda_ = 0.95
-    agent.entropy = 0.02  # weight of the policy's entropy, in reward a step
-    agent.prior = 0.0  # weight of log p(u | s); as large as entropy, the two are a KL to the prior
-    agent.target_rate = 0.03  # of the slow value target, a step
+    agent.entropy = 2.0  # weight of the policy's entropy, in reward a step
+    agent.prior = 2.0  # weight of log p(u | s); as large as entropy, the two are a KL to the prior
+    agent.target_rate = 0.05  # of the slow value target, a step
     agent.units = 128
     agent.layers = 2
     agent.values = 2  # value networks; the critic is their minimum
-    agent.learning_rate = 6e-4
+    agent.learning_rate = 1e-3
     agent.gradient_clip = 100.0
     return agent
 
