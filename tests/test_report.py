@@ -1,0 +1,55 @@
+"""The table of results, rebuilt from raw results."""
+
+import json
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from experiments import report
+from lawm_jax.errors import InputError
+
+
+def result(method, labels, seed, mean):
+    return {
+        "config": {
+            "task": "walker_walk",
+            "method": method,
+            "data": {"dataset": "medium_replay", "label_fraction": labels},
+        },
+        "seed": seed,
+        "dataset": {"name": "walker_walk/medium_replay_400"},
+        "evaluation": {"return_mean": mean, "return_ci95": 7.0, "predicted_value": 60.0,
+                       "real_value": 50.0},
+        "metrics": {"decoded_action_error": 0.1, "action_variance": 0.5, "open_loop_error_5": 0.25},
+        "wall_clock_seconds": 120.0,
+    }
+
+
+def test_interval_over_seeds_is_students_t_and_over_one_run_its_episodes():
+    means = [400.0, 430.0, 490.0]
+    mean, half = report.mean_and_interval([result("lawm", 0.05, s, m) for s, m in enumerate(means)])
+    low, high = stats.t.interval(0.95, 2, loc=np.mean(means), scale=stats.sem(means))
+    np.testing.assert_allclose([mean - half, mean + half], [low, high], rtol=1e-3)
+    assert report.mean_and_interval([result("lawm", 0.05, 0, 400.0)]) == (400.0, 7.0)
+
+
+def test_table_has_a_row_for_each_label_fraction_with_the_oracle_beside(tmp_path):
+    for n, entry in enumerate([result("lawm", 0.05, 0, 411.0), result("c_lap", 0.05, 0, 222.0),
+                               result("lawm", 0.01, 0, 333.0), result("c_lap", 1.0, 0, 444.0)]):
+        workdir = tmp_path / f"run{n}"
+        workdir.mkdir()
+        (workdir / "results.json").write_text(json.dumps(entry))
+        report.add(tmp_path / "raw", workdir)
+    lines = report.table(tmp_path / "raw").splitlines()
+    assert len(lines) == 4
+    one, five = (line for line in lines if "%" in line.split("|")[3])
+    assert "| 1% | 333 ± 7 | - | 444 ± 7 | 0.100 (20%) |" in one
+    assert "| 5% | 411 ± 7 | 222 ± 7 | 444 ± 7 |" in five
+
+
+def test_an_unfinished_run_and_an_empty_directory_are_refused(tmp_path):
+    with pytest.raises(InputError, match="not finished"):
+        report.add(tmp_path / "raw", tmp_path)
+    with pytest.raises(InputError, match="holds no results"):
+        report.table(tmp_path)
