@@ -83,7 +83,8 @@ def _columns(by_method: dict[str, list]) -> list[str]:
         return "{:.0f} ± {:.0f}".format(*mean_and_interval(results)) if results else "-"
 
     def average(results: list, section: str, key: str) -> float:
-        return float(np.mean([result[section].get(key, np.nan) for result in results]))
+        values = [result[section].get(key, np.nan) for result in results]
+        return float(np.mean(values)) if values else float("nan")
 
     lawm, c_lap = by_method.get("lawm", []), by_method.get("c_lap", [])
     error = average(lawm, "metrics", "decoded_action_error")
