@@ -10,13 +10,13 @@ from lawm_jax.lawm.elbo import ElboConfig
 from lawm_jax.lawm.methods import METHODS
 from lawm_jax.lawm.world_model import WorldModel, init_params
 
-O, A, U, H, Z = 3, 2, 4, 6, 5  # no two sizes agree, so that a mix-up cannot go unseen
+OBS, A, U, H, Z = 3, 2, 4, 6, 5  # no two sizes agree, so that a mix-up cannot go unseen
 
 
 def make_model(method="lawm", **changes):
     """A world model of a method, of tiny sizes."""
     sizes = {
-        "observation_size": O, "action_size": A, "latent_action_size": U, "units": 8, "layers": 2,
+        "observation_size": OBS, "action_size": A, "latent_action_size": U, "units": 8, "layers": 1,
         "deterministic": H, "stochastic": Z, "min_std": 0.1,
         "latent_action": METHODS[method].latent_action,
         "learned_prior": METHODS[method].learned_prior,
@@ -46,14 +46,14 @@ def make_windows(rows, length=4, actions=True, seed=0):
     rng = np.random.default_rng(seed)
     normal = lambda *shape: jnp.asarray(rng.standard_normal(shape), jnp.float32)
     action = jnp.tanh(normal(length - 1, rows, A))
-    return Windows(normal(length, rows, O), action if actions else None, normal(length - 1, rows))
+    return Windows(normal(length, rows, OBS), action if actions else None, normal(length - 1, rows))
 
 
 def make_trajectory(length, seed=0):
     """A random trajectory."""
     rng = np.random.default_rng(seed)
     return Trajectory(
-        rng.standard_normal((length + 1, O)).astype(np.float32),
+        rng.standard_normal((length + 1, OBS)).astype(np.float32),
         rng.uniform(-1, 1, (length, A)).astype(np.float32),
         rng.standard_normal(length).astype(np.float32),
     )

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from small import A, H, O, U, Z, make_model, make_params, make_windows
+from small import OBS, A, H, U, Z, make_model, make_params, make_windows
 
 from lawm_jax.lawm.world_model import InferenceNoise, State, infer, init_params
 from lawm_jax.nets import GRUCell, normal_from
@@ -69,7 +69,7 @@ def test_heads_compute_in_their_dtype_and_answer_in_float32():
     def everything(key):
         params = init_params(model, key)
         apply = functools.partial(model.apply, {"params": params})
-        embedding = apply(jnp.zeros((1, O)), method="embed")
+        embedding = apply(jnp.zeros((1, OBS)), method="embed")
         return params, [
             apply(state.h, embedding.posterior, method="posterior"),
             apply(state.h, method="prior"),
@@ -90,7 +90,7 @@ def test_heads_compute_in_their_dtype_and_answer_in_float32():
 
 @pytest.fixture(scope="module")
 def inference():
-    """(infer of (observation, action), its inputs) on a mixed batch."""
+    """(infer of (observation, action, std of decoded actions), its inputs) on a mixed batch."""
     model = make_model()
     params = make_params(model)
     rng = np.random.default_rng(0)
@@ -101,18 +101,21 @@ def inference():
             (LENGTH - 1, UNLABELLED, A),
         )
     ))
+    noise = noise._replace(a=jnp.full_like(noise.a, 2.0))
     windows = make_windows(LABELLED + UNLABELLED, LENGTH)
-    run = lambda observation, action: infer(model, params, observation, action, noise)
-    return run, (windows.observation, windows.action[:, :LABELLED])
+    run = jax.jit(lambda observation, action, std: infer(
+        model, params, observation, action, noise, std
+    ))
+    return run, (windows.observation, windows.action[:, :LABELLED], 0.0)
 
 
 @pytest.fixture(scope="module")
 def depends(inference):
     """depends[output][t, row, s, row'] is whether the output of t, row sees observation s, row'."""
-    run, (observation, action) = inference
+    run, (observation, action, std) = inference
 
     def outputs(observation):
-        found = run(observation, action)
+        found = run(observation, action, std)
         return {"state": found.state.feature, "latent": found.latent_action.mean,
                 "action": found.action}
 
@@ -148,9 +151,9 @@ def test_rows_do_not_see_one_another(depends):
 
 
 def test_labelled_rows_are_driven_by_their_actions(inference):
-    run, (observation, action) = inference
-    a = run(observation, action)
-    b = run(observation, action.at[2, 0].add(0.5))
+    run, (observation, action, std) = inference
+    a = run(observation, action, std)
+    b = run(observation, action.at[2, 0].add(0.5), std)
     np.testing.assert_array_equal(a.action[:, :LABELLED], action)
     changed = np.any(np.asarray(a.state.feature != b.state.feature), -1)
     expected = np.zeros((LENGTH, LABELLED + UNLABELLED), bool)
@@ -159,17 +162,12 @@ def test_labelled_rows_are_driven_by_their_actions(inference):
 
 
 def test_decoded_actions_are_in_range_and_their_noise_is_optional(inference):
-    run, inputs = inference
-    found = run(*inputs)
-    assert found.action.shape == (LENGTH - 1, LABELLED + UNLABELLED, A)
-    assert np.abs(found.action).max() <= 1.0
-    model = make_model()
-    sampled = [
-        infer(model, make_params(model), *inputs, InferenceNoise(
-            jnp.zeros((LENGTH, LABELLED + UNLABELLED, Z)), jnp.zeros((LENGTH - 1, UNLABELLED, U)),
-            jnp.full((LENGTH - 1, UNLABELLED, A), 2.0),
-        ), std).action[0, LABELLED:]
-        for std in (0.0, 0.1, 10.0)
-    ]
-    np.testing.assert_allclose(sampled[1], np.clip(sampled[0] + 0.2, -1.0, 1.0), rtol=1e-6)
-    np.testing.assert_array_equal(sampled[2], 1.0)
+    run, (observation, action, _) = inference
+    plain, noisy, clipped = (run(observation, action, std).action for std in (0.0, 0.1, 10.0))
+    assert plain.shape == (LENGTH - 1, LABELLED + UNLABELLED, A)
+    first = noisy[0, LABELLED:]  # later ones follow from other states
+    np.testing.assert_allclose(first, np.clip(plain[0, LABELLED:] + 0.2, -1.0, 1.0), rtol=1e-6)
+    np.testing.assert_array_equal(clipped[:, LABELLED:], 1.0)
+    for found in (plain, noisy, clipped):
+        assert np.abs(found).max() <= 1.0
+        np.testing.assert_array_equal(found[:, :LABELLED], action)

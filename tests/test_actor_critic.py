@@ -1,0 +1,159 @@
+"""The actor-critic: whose gradient goes where, values and returns that can be checked by hand."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from small import H, U, Z, make_model, make_params
+
+from lawm_jax import runner
+from lawm_jax.lawm import actor_critic
+from lawm_jax.lawm.actor_critic import AgentConfig, agent_loss, critic
+from lawm_jax.lawm.world_model import State
+
+CONFIG = AgentConfig(
+    steps=300, start_rows=16, horizon=4, epsilon=2.0, discount=0.8, lambda_=0.9, entropy=0.0,
+    prior=0.0, target_rate=0.1, units=8, layers=1, values=2, policy_size=U, learning_rate=1e-2,
+    gradient_clip=100.0,
+)
+REWARD = 1.5
+
+
+def make_states(rows, seed=0):
+    rng = np.random.default_rng(seed)
+    normal = lambda *shape: jnp.asarray(rng.standard_normal(shape), jnp.float32)
+    return State(jnp.tanh(normal(rows, H)), normal(rows, Z))
+
+
+def constant_reward(params, reward):
+    """The world whose reward head says the same everywhere."""
+    head = jax.tree.map(jnp.zeros_like, params["reward_head"])
+    head["Dense_0"]["bias"] += reward
+    return params | {"reward_head": head}
+
+
+@pytest.fixture(scope="module")
+def model():
+    return make_model()
+
+
+@pytest.fixture(scope="module")
+def world(model):
+    return make_params(model)
+
+
+@pytest.fixture(scope="module")
+def train(model):
+    """train(world, steps) -> (first state, last state, metrics): one compiled program."""
+    mesh = runner.make_mesh(jax.devices()[:1])
+    run = runner.data_parallel(actor_critic.make_step(model, CONFIG, 1), mesh)
+
+    def train(world, steps):
+        first = actor_critic.init(model, CONFIG, seed=0)
+        kept = jax.tree.map(jnp.copy, first)
+        last, metrics = run(first, world, make_states(64), steps=steps)
+        return kept, last, metrics
+
+    return train
+
+
+@pytest.fixture(scope="module")
+def gradients(model, world):
+    """Gradients of policy_loss and value_loss in (trained, target, world), and the metrics."""
+    agent = actor_critic.init(model, CONFIG, seed=0)
+    rng = np.random.default_rng(1)
+    shake = lambda tree: jax.tree.map(lambda x: x + 0.3 * rng.standard_normal(x.shape), tree)
+    trained = {"policy": shake(agent.policy), "value": shake(agent.value)}
+    noise = [jnp.asarray(rng.standard_normal((4, 5, n)), jnp.float32) for n in (Z, U)]
+
+    def losses(trained, target, world):
+        metrics = agent_loss(
+            model, CONFIG, trained, target, world, make_states(5), tuple(noise)
+        )[1]
+        return {name: metrics[name] for name in ("policy_loss", "value_loss")}
+
+    return jax.jit(jax.jacrev(losses, argnums=(0, 1, 2)))(trained, shake(agent.target), world)
+
+
+def any_gradient(tree):
+    return any(np.any(x) for x in jax.tree.leaves(tree))
+
+
+def test_each_loss_trains_its_own_networks_only(gradients):
+    policy_loss, value_loss = gradients["policy_loss"][0], gradients["value_loss"][0]
+    assert all(np.any(x) for x in jax.tree.leaves(policy_loss["policy"]))
+    assert not any_gradient(policy_loss["value"])
+    assert all(np.any(x) for x in jax.tree.leaves(value_loss["value"]))
+    assert not any_gradient(value_loss["policy"])
+
+
+def test_the_values_learn_from_fixed_returns(gradients):
+    """The value loss has no path into the slow target or the world, the policy loss has."""
+    for argument in (1, 2):
+        assert not any_gradient(gradients["value_loss"][argument])
+        assert any_gradient(gradients["policy_loss"][argument])
+
+
+def test_returns_by_hand(model, world):
+    """With r = 1.5 everywhere and values of zero, G_t = r sum_k (discount lambda)^k up to H."""
+    agent = actor_critic.init(model, CONFIG, seed=0)
+    noise = jnp.zeros((4, 5, Z)), jnp.zeros((4, 5, U))
+    trained = {"policy": agent.policy, "value": agent.value}
+    loss, metrics = jax.jit(lambda: agent_loss(
+        model, CONFIG, trained, agent.target, constant_reward(world, REWARD), make_states(5), noise
+    ))()
+    returns = np.array([REWARD * sum(0.72**k for k in range(n)) for n in (4, 3, 2, 1)])
+    scaled = 0.2 * returns  # values are average rewards a step: times 1 - discount
+    assert metrics["imagined_reward"] == pytest.approx(REWARD, rel=1e-6)
+    assert metrics["imagined_return"] == pytest.approx(returns.mean(), rel=1e-5)
+    assert metrics["policy_loss"] == pytest.approx(-scaled.mean(), rel=1e-5)
+    assert metrics["value_loss"] == pytest.approx(2 * 0.5 * np.mean(scaled**2), rel=1e-5)
+    assert loss == pytest.approx(metrics["policy_loss"] + metrics["value_loss"], rel=1e-6)
+
+
+def test_values_reach_a_constant_reward(train, world):
+    """Every state of a world that always pays r is worth r / (1 - discount)."""
+    _, last, metrics = train(constant_reward(world, REWARD), 300)
+    estimate = critic(CONFIG, last.value, make_states(64))
+    np.testing.assert_allclose(estimate, REWARD, rtol=0.05)
+    assert metrics["imagined_return"][-1] == pytest.approx(REWARD / 0.2, rel=0.05)
+    assert int(last.step) == 300
+
+
+def test_the_policy_finds_reward(train, world):
+    metrics = train(world, 300)[2]
+    reward = np.asarray(metrics["imagined_reward"])
+    noise = reward[:20].std()
+    assert reward[-20:].mean() > reward[:20].mean() + 3 * noise
+
+
+def test_the_slow_target_moves_by_its_rate(train, world):
+    first, last, _ = train(world, 1)
+    assert any_gradient(jax.tree.map(jnp.subtract, last.value, first.value))
+    jax.tree.map(
+        lambda target, old, new: np.testing.assert_allclose(
+            target, 0.9 * old + 0.1 * new, rtol=1e-5, atol=1e-7
+        ),
+        last.target, first.target, last.value,
+    )
+
+
+def test_the_regulariser_by_hand(model, world):
+    """(1 - discount) times the mean of entropy log pi(v | s) - prior log p(u), u = epsilon v."""
+    agent = actor_critic.init(model, CONFIG, seed=0)
+    trained = {"policy": agent.policy, "value": agent.value}
+    noise = jnp.ones((4, 5, Z)), jnp.ones((4, 5, U))
+    config = dataclasses.replace(CONFIG, entropy=0.5, prior=0.25)
+    plain, regularised = (
+        jax.jit(functools.partial(agent_loss, model, c))(
+            trained, agent.target, world, make_states(5), noise
+        )[1] for c in (CONFIG, config)
+    )
+    prior_log_prob = -0.5 * U * CONFIG.epsilon**2 * plain["policy_saturation"]
+    regulariser = 0.2 * (0.5 * plain["policy_log_prob"] - 0.25 * prior_log_prob)
+    assert regularised["policy_loss"] == pytest.approx(
+        plain["policy_loss"] + regulariser, rel=1e-5
+    )

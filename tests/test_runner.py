@@ -1,0 +1,120 @@
+"""Train steps on one and many devices, one and many a dispatch, and what they may read."""
+
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import eight_devices
+import jax
+import numpy as np
+import pytest
+from small import make_elbo, make_model, make_trajectory
+
+from lawm_jax import runner
+from lawm_jax.data.trajectory import Trajectory
+from lawm_jax.data.windows import stack
+from lawm_jax.errors import InputError
+from lawm_jax.lawm import learner
+from lawm_jax.lawm.learner import LearnerConfig, TrainingData
+
+CONFIG = LearnerConfig(
+    steps=10, labelled_rows=2, unlabelled_rows=3, window=4, learning_rate=1e-2,
+    learning_rate_end=0.0, warmup_steps=0, weight_decay=1e-3, gradient_clip=100.0,
+)
+
+
+@pytest.fixture(scope="module")
+def trajectories():
+    return [make_trajectory(length, seed) for seed, length in enumerate((5, 8, 11, 6))]
+
+
+@pytest.fixture(scope="module")
+def train():
+    """train(data, *counts): so many steps in each dispatch; (state, metrics of all steps)."""
+    mesh = runner.make_mesh(jax.devices()[:1])
+    model, optimiser = make_model(), learner.make_optimiser(CONFIG)
+    step = learner.make_step(model, make_elbo(), CONFIG, optimiser, 1)
+    run = runner.data_parallel(step, mesh)
+
+    def train(data, *counts):
+        state = learner.init(model, optimiser, learner.fit_normaliser(data), seed=3)
+        metrics = []
+        for count in counts:
+            state, part = run(state, None, data, steps=count)
+            metrics.append(part)
+        return jax.device_get((state, jax.tree.map(lambda *x: np.concatenate(x), *metrics)))
+
+    return train
+
+
+def make_data(trajectories):
+    return TrainingData(
+        stack(trajectories[:2], actions=True), stack(trajectories[2:], actions=False)
+    )
+
+
+def test_steps_of_one_dispatch_equal_steps_one_by_one(train, trajectories):
+    """To the last bit: where a run is interrupted does not matter."""
+    one, one_metrics = train(make_data(trajectories), 1, 1, 1)
+    many, many_metrics = train(make_data(trajectories), 3)
+    jax.tree.map(np.testing.assert_array_equal, one, many)
+    jax.tree.map(np.testing.assert_array_equal, one_metrics, many_metrics)
+    assert many.step == 3
+    assert len(np.unique(many_metrics["loss"])) == 3  # every step draws windows of its own
+
+
+def test_actions_of_unlabelled_trajectories_are_never_read(train, trajectories):
+    """NaN in their place changes nothing, to the last bit."""
+    poisoned = [
+        Trajectory(t.observation, np.full_like(t.action, np.nan), t.reward)
+        for t in trajectories[2:]
+    ]
+    clean = train(make_data(trajectories), 1)
+    same = train(make_data(trajectories[:2] + poisoned), 1)
+    jax.tree.map(np.testing.assert_array_equal, same, clean)
+    assert np.isfinite(clean[1]["loss"]).all()
+    changed = [dataclasses.replace(t, observation=t.observation * 2) for t in trajectories[2:]]
+    other = train(make_data(trajectories[:2] + changed), 1)
+    assert other[1]["kl_u_unlabelled"] != clean[1]["kl_u_unlabelled"]  # these it does read
+
+
+def test_a_batch_that_devices_do_not_divide_is_refused():
+    mesh = runner.make_mesh([jax.devices()[0]])
+    assert runner.rows_per_device(12, mesh, "agent.start_rows") == 12
+    three = type("Mesh", (), {"size": 3})()
+    assert runner.rows_per_device(12, three, "agent.start_rows") == 4
+    with pytest.raises(InputError) as error:
+        runner.rows_per_device(8, three, "agent.start_rows")
+    assert str(error.value) == "agent.start_rows is 8, which 3 devices do not divide evenly"
+
+
+# ---- eight devices, in a process that has them
+
+
+@pytest.fixture(scope="module")
+def eight():
+    """What tests/eight_devices.py finds: name -> largest relative difference."""
+    flags = "--xla_force_host_platform_device_count=8"
+    root = Path(__file__).parent.parent
+    done = subprocess.run(
+        [sys.executable, eight_devices.__file__], capture_output=True, text=True, check=False,
+        env=os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(root)},
+    )
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+def test_eight_devices_give_the_gradients_of_one(eight):
+    assert eight["gradient"] < 1e-4
+    assert eight["gradient, noise by device"] > 1e-2  # the comparison can fail
+
+
+def test_eight_devices_learn_the_same_as_one(eight):
+    assert eight["train step"] < 1e-4
+
+
+def test_the_mapped_step_equals_pmap(eight):
+    assert eight["pmap"] < 1e-6
