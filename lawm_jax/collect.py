@@ -39,6 +39,7 @@ TASK, EXPLORE = "soft actor-critic", "ensemble-disagreement soft actor-critic, n
 REPLAY_SNAPSHOTS = 10  # at most, an agent, in medium_replay and in plan2explore
 MEDIUM_SNAPSHOTS = 2  # an agent
 EXPERT_SNAPSHOTS = 2  # an agent
+EXPERT_LEVEL = 0.85  # share of the best agent's return that makes an agent an expert
 EVALUATION_EPISODES = 12  # behind the return that is noted for each snapshot
 EPISODE_STEPS = 500
 ROLLOUT_ENVS = 32  # at a time: more would save dispatches, but simulators are slow to build
@@ -261,7 +262,17 @@ def _compact(tree: Any) -> Any:
 
 
 def combine(agents: list[Snapshots]) -> Snapshots:
-    """Joins the agents of one task and keeps the snapshots that the data sets use."""
+    """Joins the agents of one task and keeps the snapshots that the data sets use.
+
+    An agent whose best return is below EXPERT_LEVEL of the best agent's never became an expert and
+    is left out; explorers always stay.
+    """
+    best = max((a.episode_return.max() for a in agents if a.collector[0] == TASK), default=0.0)
+    agents = [
+        agent
+        for agent in agents
+        if agent.collector[0] == EXPLORE or agent.episode_return.max() >= EXPERT_LEVEL * best
+    ]
     chosen = [_choose(agent) for agent in agents]
     settings = {name: value for agent in agents for name, value in agent.settings.items()}
     return dataclasses.replace(

@@ -17,16 +17,20 @@ TASK = "cheetah_run"
 
 def _agent(seed, returns, collector=collect.TASK):
     """An agent whose snapshots are untrained networks with the returns that a test wants."""
-    count = len(returns)
-    keys = jax.random.split(jax.random.key(seed), count)
-    actor = jax.vmap(lambda key: sac.Actor(8, 6).init(key, np.zeros((1, 17))))(keys)
+    count, rng = len(returns), np.random.default_rng(seed)
+
+    def layer(rows, columns):
+        kernel = rng.normal(size=(count, rows, columns)) / np.sqrt(rows)
+        return {"kernel": kernel.astype(np.float16), "bias": np.zeros((count, columns), np.float16)}
+
+    actor = {"params": {"Dense_0": layer(17, 8), "Dense_1": layer(8, 8), "Dense_2": layer(8, 12)}}
     return collect.Snapshots(
         task=TASK,
         collector=np.array([collector] * count),
         seed=np.full(count, seed),
         step=1000 * np.arange(count),
         episode_return=np.array(returns, float),
-        actor=jax.tree.map(lambda x: np.asarray(x, np.float16), actor),
+        actor=actor,
         settings={f"{collector}/{seed}": {"agent_steps": 1000}},
     )
 
@@ -37,6 +41,7 @@ def snapshots():
         [
             _agent(0, [0, 10, 30, 45, 60, 80, 97, 100, 99]),
             _agent(1, [0, 55, 20, 85, 100]),
+            _agent(2, [0, 50, 84]),
             _agent(0, [0, 1, 2], collect.EXPLORE),
         ]
     )
@@ -54,6 +59,7 @@ def test_choice_of_snapshots(snapshots):
     assert _steps(snapshots, "expert", 1) == [4]  # one snapshot only is at 90% of the best
     assert _steps(snapshots, "medium_replay", 1) == [0, 1]  # up to where half is first reached
     assert _steps(snapshots, "plan2explore") == [0, 1, 2]
+    assert 2 not in snapshots.seed  # it reached 84 where others reached 100
     assert 5 not in snapshots.step[snapshots.seed == 0] // 1000  # what nobody uses is dropped
 
 
@@ -177,7 +183,7 @@ def test_training_end_to_end(monkeypatch):
     agent = collect.train_agent(TASK, 0, training, config, lambda *entry: logged.append(entry))
     assert [step for step, _ in logged] == [40, 80]
     assert agent.step.tolist() == [0, 20, 40, 60, 80]
-    kernels = agent.actor["params"]["Dense_0"]["kernel"].astype(np.float32)
+    kernels = agent.actor["params"]["Dense_1"]["kernel"].astype(np.float32)
     np.testing.assert_array_equal(kernels[0], kernels[1])  # nothing is learned before the end of
     assert not np.allclose(kernels[1], kernels[2])  # the warm-up
     assert np.isfinite(agent.episode_return).all() and "return" in logged[0][1]

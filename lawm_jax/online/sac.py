@@ -279,10 +279,12 @@ def learn(
     """Appends K steps of experience (see `append`), then does `updates` updates.
 
     Returns:
-        The new state and buffer and the metrics' means over the updates.
+        The new state and buffer and the metrics' means over the updates (none for 0 updates).
     """
     replay = append(replay, observation, action, reward)
     state = update_observation_statistics(state, replay, observation)
+    if updates == 0:  # the warm-up: nothing to compile
+        return state, replay, {}
 
     def body(state: SACState, _: None) -> tuple[SACState, dict[str, jax.Array]]:
         rng = jax.random.fold_in(jax.random.key(state.seed), state.step)
