@@ -46,6 +46,11 @@ def main(run: launch.Run) -> None:
     dataset = load_dataset(run, spec)
     parts = split([t.action is not None for t in dataset.trajectories], config.data.label_fraction,
                   config.data.heldout_fraction, config.seed)
+    if program.learner.unlabelled_rows and not len(parts.unlabelled):
+        raise InputError(
+            f"data.label_fraction {config.data.label_fraction} leaves no trajectory without labels "
+            f"for method '{config.method}'; lower it, or choose method c_lap, the oracle"
+        )
     training, heldout = _arrays(program, dataset.trajectories, parts, mesh.size)
 
     optimiser = learner.make_optimiser(program.learner)

@@ -97,3 +97,8 @@ def _check_positive(config: ConfigDict) -> None:
             raise InputError(f"run.{name} is {config.run[name]}; an interval needs at least 2")
     if config.world_model.window < 2:
         raise InputError(f"world_model.window is {config.world_model.window}; it must be >= 2")
+    rows = config.world_model.unlabelled_rows
+    if rows < 0:
+        raise InputError(f"world_model.unlabelled_rows is {rows}; it must be >= 0")
+    if not 0 <= config.seed < 2**31:
+        raise InputError(f"seed is {config.seed}; it must be at least 0 and below 2^31")
