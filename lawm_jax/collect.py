@@ -17,6 +17,7 @@ import dataclasses
 import hashlib
 import io
 import json
+import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -324,7 +325,12 @@ def save_snapshots(path: epath.PathLike, snapshots: Snapshots) -> None:
         "settings": snapshots.settings,
     }
     file = io.BytesIO()
-    np.savez_compressed(file, header=np.array(json.dumps(header)), **arrays)
+    with zipfile.ZipFile(file, "w") as archive:  # not np.savez, which writes the time of day
+        for name, array in {"header": np.array(json.dumps(header)), **arrays}.items():
+            content = io.BytesIO()
+            np.lib.format.write_array(content, array, allow_pickle=False)
+            entry = zipfile.ZipInfo(f"{name}.npy")
+            archive.writestr(entry, content.getvalue(), zipfile.ZIP_DEFLATED)
     path = epath.Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.parent / f"{path.name}.partial"

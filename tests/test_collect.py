@@ -82,6 +82,8 @@ def test_round_trip_of_the_file(snapshots, tmp_path):
     for _ in range(2):  # the second replaces the first
         collect.save_snapshots(path, snapshots)
     again = collect.load_snapshots(TASK, path)
+    collect.save_snapshots(tmp_path / "copy.npz", again)
+    assert (tmp_path / "copy.npz").read_bytes() == path.read_bytes()
     jax.tree.map(np.testing.assert_array_equal, snapshots.actor, again.actor)
     for field in ("collector", "seed", "step", "episode_return"):
         np.testing.assert_array_equal(getattr(snapshots, field), getattr(again, field))
