@@ -1,0 +1,377 @@
+"""The main job: its tiny form from data to policy, interruptions, every config, bad input.
+
+The runs are processes of their own; all share one data set and one cache of compiled programs.
+"""
+
+import functools
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from configs.dmc import DATASETS, PRESETS, get_config
+from experiments import launch
+from experiments.lawm import main
+from lawm_jax import runner
+from lawm_jax.data.shards import read_dataset, write_dataset
+from lawm_jax.data.trajectory import Trajectory
+from lawm_jax.data.windows import TrajectoryArrays
+from lawm_jax.lawm import actor_critic, learner
+from lawm_jax.lawm.learner import Normaliser, TrainingData
+from lawm_jax.lawm.methods import METHODS, resolve
+from lawm_jax.lawm.world_model import State
+
+ROOT = Path(__file__).parent.parent
+CONFIG = "--config=configs/dmc.py:walker_walk,tiny"
+DATASET = "walker_walk/medium_replay_20"
+EVERY = 20  # steps between two checkpoints of the tiny preset
+OBSERVATION, ACTION = 24, 6  # of walker_walk
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """Where all runs of this module live."""
+    return tmp_path_factory.mktemp("job")
+
+
+def start(place, workdir, *args):
+    """Starts the main job as a process of its own."""
+    environment = os.environ | {
+        "JAX_COMPILATION_CACHE_DIR": str(place / "cache"), "PYTHONPATH": str(ROOT)
+    }
+    return subprocess.Popen(
+        [sys.executable, "-m", "experiments.lawm", CONFIG, f"--workdir={place / workdir}",
+         f"--data_dir={place / 'data'}", *args],
+        cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )
+
+
+def finish(process):
+    """Waits; returns (exit code, stdout, stderr)."""
+    output, error = process.communicate()
+    return process.returncode, output, error
+
+
+@pytest.fixture(scope="module")
+def finished(place):
+    """(work directory of an uninterrupted run, what it printed)."""
+    code, output, error = finish(start(place, "whole"))
+    assert code == 0, error
+    return place / "whole", output
+
+
+def read_results(workdir):
+    return json.loads((workdir / "results.json").read_text())
+
+
+# ---- end to end
+
+
+def test_a_run_leaves_its_results(finished):
+    workdir, output = finished
+    results = read_results(workdir)
+    assert set(results) >= {
+        "config", "command", "commit", "seed", "device", "wall_clock_seconds", "dataset",
+        "evaluation", "metrics", "state_digest",
+    }
+    assert results["config"] == get_config("walker_walk,tiny").to_dict()
+    assert results["dataset"]["name"] == DATASET
+    assert results["dataset"]["trajectories"] == 20
+    assert results["dataset"]["labelled_trajectories"] == 4
+    assert {"mean", "std", "min", "p25", "median", "p75", "max"} <= set(
+        results["dataset"]["return_statistics"]
+    )
+    evaluation = results["evaluation"]
+    assert set(evaluation) >= {"return_mean", "return_std", "return_ci95", "episodes"}
+    assert 0.0 <= evaluation["return_mean"] <= 1000.0
+    assert evaluation["episodes"] == results["config"]["run"]["final_episodes"]
+    assert re.fullmatch("[0-9a-f]{64}", results["state_digest"])
+    for name in ("decoded_action_error", "action_variance", "open_loop_error_1",
+                 "open_loop_error_25"):
+        assert np.isfinite(results["metrics"][name])
+    for plot in ("model_losses", "learning_curve", "open_loop", "returns"):
+        assert (workdir / "plots" / f"{plot}.png").stat().st_size > 1000
+    assert "walker_walk" in output
+    assert f"results and plots in {workdir}" in output
+
+
+def test_a_run_logs_every_step_once(finished):
+    records = [json.loads(x) for x in (finished[0] / "metrics.jsonl").read_text().splitlines()]
+    for phase, metric in (("world_model", "loss"), ("agent", "imagined_return")):
+        steps = [r["step"] for r in records if r["phase"] == phase and metric in r]
+        assert steps == [10, 20, 30, 40, 50, 60]
+    evaluations = [r for r in records if r["phase"] == "agent" and "return_mean" in r]
+    assert [r["step"] for r in evaluations] == [60]
+    assert list((finished[0] / "tensorboard").iterdir())
+
+
+def test_a_finished_run_started_again_prints_its_summary(place, finished):
+    workdir, output = finished
+    before = (workdir / "results.json").read_bytes()
+    began = time.process_time()
+    code, again, error = finish(start(place, "whole"))
+    assert (code, error) == (0, "")
+    assert "is finished" in again
+    table = output[output.index("task  ") : output.index("\n\nresults and plots")]
+    assert table in again
+    assert time.process_time() - began < 5
+    assert (workdir / "results.json").read_bytes() == before
+
+
+# ---- interruptions
+
+
+def test_a_killed_and_stopped_run_ends_as_an_uninterrupted_one(place, finished):
+    """SIGKILL after the first checkpoint, SIGTERM after the restart: every bit is the same."""
+    killed = start(place, "broken")
+    while not (place / "broken" / "checkpoints" / str(EVERY)).exists():
+        assert killed.poll() is None, finish(killed)
+        time.sleep(0.01)
+    killed.kill()
+    assert finish(killed)[0] == -signal.SIGKILL
+
+    stopped = start(place, "broken")
+    for line in stopped.stdout:
+        if line.startswith("continuing from step"):
+            break
+    stopped.send_signal(signal.SIGTERM)
+    code, output, error = finish(stopped)
+    assert code == 75, error
+    assert "start the same command again to continue" in output
+    assert "Traceback" not in error
+    assert not (place / "broken" / "results.json").exists()
+
+    code, output, error = finish(start(place, "broken"))
+    assert code == 0, error
+    assert int(re.search(r"continuing from step (\d+)", output)[1]) % EVERY == 10  # the signal's
+    whole, broken = read_results(finished[0]), read_results(place / "broken")
+    assert broken["state_digest"] == whole["state_digest"]
+    assert broken["evaluation"] == whole["evaluation"]
+    logs = [(place / name / "metrics.jsonl").read_text() for name in ("whole", "broken")]
+    assert logs[0] == logs[1]
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_checkpoint(place, finished):
+    """One reward of 1e30: finite data, an infinite loss once a window holds it."""
+    trajectories = read_dataset(place / "data", DATASET).trajectories
+    for t in trajectories:
+        t.reward[::600] = 1e30
+    write_dataset(place / "data", "broken/rewards", trajectories, {})
+    code, _, error = finish(start(place, "nan", "--config.data.name=broken/rewards"))
+    assert code == 1
+    message = re.search(
+        r"^error: step (\d+): reward_error = inf, .*loss = inf.*; the last checkpoint is kept$",
+        error, re.MULTILINE,
+    )
+    assert message, error
+    assert "Traceback" not in error
+    kept = {int(x.name) for x in (place / "nan" / "checkpoints").iterdir() if x.name.isdigit()}
+    expected = (int(message[1]) - 1) // EVERY * EVERY
+    assert max(kept, default=0) == expected
+    assert not (place / "nan" / "results.json").exists()
+
+
+# ---- every config
+
+
+@functools.cache
+def trace(program):
+    """One step of both phases, traced: shapes of all metrics. Configs share what is the same."""
+    mesh = runner.make_mesh(jax.devices()[:1])
+    model = program.model
+    array = lambda *shape, dtype=jnp.float32: jax.ShapeDtypeStruct(shape, dtype)
+    trajectories = lambda action: TrajectoryArrays(
+        array(4, 101, OBSERVATION), array(4, 100, ACTION) if action else None, array(4, 100),
+        array(4, dtype=jnp.int32),
+    )
+    unlabelled = trajectories(False) if program.learner.unlabelled_rows else None
+    optimiser = learner.make_optimiser(program.learner)
+    normaliser = Normaliser(array(OBSERVATION), array(OBSERVATION))
+    world = jax.eval_shape(lambda n: learner.init(model, optimiser, n, 0), normaliser)
+    step = learner.make_step(model, program.elbo, program.learner, optimiser, 1)
+    run = functools.partial(runner.data_parallel(step, mesh), steps=1)
+    data = TrainingData(trajectories(True), unlabelled)
+    after, metrics = jax.eval_shape(run, world, None, data)
+    assert jax.tree.map(lambda x: (x.shape, x.dtype), after) == jax.tree.map(
+        lambda x: (x.shape, x.dtype), world
+    )
+    agent = jax.eval_shape(lambda: actor_critic.init(model, program.agent, 0))
+    starts = State(array(64, model.deterministic), array(64, model.stochastic))
+    run = runner.data_parallel(actor_critic.make_step(model, program.agent, 1), mesh)
+    _, more = jax.eval_shape(functools.partial(run, steps=1), agent, world.params, starts)
+    return metrics | more
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+@pytest.mark.parametrize("method", METHODS)
+def test_a_step_of_every_config(method, preset):
+    for dataset in DATASETS:
+        config = get_config(f"walker_walk,{dataset},{preset}")
+        config.method = method
+        metrics = trace(resolve(config, OBSERVATION, ACTION))
+        assert {"loss", "observation_error", "imagined_return", "value_error"} <= set(metrics)
+        assert ("kl_u_unlabelled" in metrics) == (method == "lawm")
+        assert ("action_error" in metrics) == (method != "dreamer")
+
+
+@pytest.mark.parametrize("dataset", DATASETS)
+def test_the_large_preset_is_the_papers_objective(dataset):
+    elbo = resolve(get_config(f"walker_walk,{dataset},large"), OBSERVATION, ACTION).elbo
+    assert (elbo.latent_kl_weight, elbo.inverse_on_labelled) == (1.0, 0.0)
+    assert elbo.free_nats == (1.0 if dataset in ("medium_replay", "plan2explore") else 0.0)
+
+
+def test_methods_draw_the_same_number_of_windows():
+    programs = {}
+    for method in METHODS:
+        config = get_config("walker_walk")
+        config.method = method
+        programs[method] = resolve(config, OBSERVATION, ACTION).learner
+    total = programs["lawm"].labelled_rows + programs["lawm"].unlabelled_rows
+    assert programs["lawm"].unlabelled_rows > 0
+    for method in ("c_lap", "dreamer"):
+        assert programs[method].labelled_rows == total
+        assert programs[method].unlabelled_rows == 0
+
+
+# ---- bad input
+
+
+def make_trajectories(count, length=60, observation=OBSERVATION, action=ACTION):
+    rng = np.random.default_rng(0)
+    return [
+        Trajectory(
+            rng.standard_normal((length + 1, observation)).astype(np.float32),
+            rng.uniform(-1, 1, (length, action)).astype(np.float32),
+            rng.uniform(0, 1, length).astype(np.float32),
+        )
+        for _ in range(count)
+    ]
+
+
+@pytest.fixture(scope="module")
+def data_dir(tmp_path_factory):
+    """Data sets that are well, too short, of another task, and damaged."""
+    directory = tmp_path_factory.mktemp("data")
+    write_dataset(directory, "toy/good", make_trajectories(20), {})
+    write_dataset(directory, "toy/short", make_trajectories(20, length=10), {})
+    write_dataset(directory, "toy/cheetah", make_trajectories(20, observation=17), {})
+    write_dataset(directory, "toy/hopper", make_trajectories(20, action=4), {})
+    shutil.copytree(directory / "toy/good", directory / "toy/damaged")
+    (shard,) = (directory / "toy/damaged").glob("*/*.array_record*")
+    shard.write_bytes(shard.read_bytes()[: shard.stat().st_size // 2])
+    return directory
+
+
+@pytest.fixture
+def run(tmp_path, data_dir, monkeypatch, capsys):
+    """Runs the job in this process; returns (exit code, stderr)."""
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path / "cache"))
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+
+    def run(arg, *args):
+        command = ["lawm.py", f"--config=configs/dmc.py:{arg}", f"--workdir={tmp_path / 'run'}",
+                   f"--data_dir={data_dir}", *args]
+        with pytest.raises(SystemExit) as exit_:
+            launch.run(main, command)
+        return exit_.value.code, capsys.readouterr().err
+
+    yield run
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
+
+
+GOOD = "--config.data.name=toy/good"
+
+
+@pytest.mark.parametrize(
+    ("arg", "args", "message"),
+    [
+        ("walker_wlak,tiny", [], "unknown task 'walker_wlak': did you mean 'walker_walk'? choose"),
+        ("walker_walk,medum", [], "configs/dmc.py: 'medum' is neither a dataset (expert, medium,"),
+        (
+            "walker_walk,tiny", ["--config.data.name=toy/missing"],
+            r"no data set 'toy/missing' in \S+; it has toy/cheetah, toy/damaged, toy/good,",
+        ),
+        ("walker_walk,tiny", ["--config.data.name=good"], "data set name 'good': must look like"),
+        (
+            "walker_walk,tiny", ["--config.data.name=toy/cheetah"],
+            "toy/cheetah: trajectory 0: observation has 17 numbers a step, not 24",
+        ),
+        (
+            "walker_walk,tiny", ["--config.data.name=toy/hopper"],
+            "toy/hopper: trajectory 0: action has 4 numbers a step, not 6",
+        ),
+        (
+            "walker_walk,tiny", ["--config.data.name=toy/short"],
+            "a trajectory holds 11 observations, fewer than a window of 16",
+        ),
+        (
+            "walker_walk,tiny", ["--config.data.name=toy/damaged"],
+            r"\S+array_record\S*: record 0 of 20 cannot be read: the file is damaged or truncated",
+        ),
+        (
+            "walker_walk,tiny", [GOOD, "--config.data.label_fraction=0.0"],
+            "data.label_fraction is 0.0, which is not in (0, 1]",
+        ),
+        (
+            "walker_walk,tiny", [GOOD, "--config.data.label_fraction=0.01"],
+            "data.label_fraction 0.01 of 20 trajectories selects none; 0.05 selects one",
+        ),
+        (
+            "walker_walk,tiny", [GOOD, "--config.data.label_fraction=1.0"],
+            "data.label_fraction 1.0 leaves no trajectory without labels for method 'lawm'",
+        ),
+        (
+            "walker_walk,tiny", ["--config.method=lap"],
+            "method is 'lap'; choose from lawm, c_lap, dreamer",
+        ),
+        (
+            "walker_walk,tiny", ["--config.run.checkpoint_every=15"],
+            "run.checkpoint_every is 15, not a multiple of run.steps_per_call (10)",
+        ),
+        (
+            "walker_walk,tiny", ["--config.world_model.dtype=float16"],
+            "world_model.dtype is 'float16'; choose float32 or bfloat16",
+        ),
+        (
+            "walker_walk,tiny", ["--config.world_model.units=0"],
+            "world_model.units is 0; it must be >= 1",
+        ),
+        (
+            "walker_walk,tiny", ["--config.world_model.unlabelled_rows=-8"],
+            "world_model.unlabelled_rows is -8; it must be >= 0",
+        ),
+        (
+            "walker_walk,tiny", ["--config.seed=-1"],
+            "seed is -1; it must be at least 0 and below 2^31",
+        ),
+    ],
+)
+def test_bad_input_is_one_clear_line(run, tmp_path, arg, args, message):
+    code, error = run(arg, *args)
+    assert code == 2
+    if "\\" not in message:
+        message = re.escape(message)
+    assert re.match(f"error: {message}", error), error
+    assert error.count("\n") == 1
+    assert {x.name for x in (tmp_path / "run").glob("*")} <= {".lock"}  # nothing is claimed
+
+
+def test_a_run_on_all_labels_needs_a_method_for_them(run):
+    """The oracle is C-LAP on all labels: label_fraction = 1 is no mistake there."""
+    code, error = run("walker_walk,tiny", "--config.data.name=toy/short",
+                      "--config.data.label_fraction=1.0", "--config.method=c_lap")
+    assert code == 2
+    assert error.startswith("error: a trajectory holds 11 observations")  # and not the labels
