@@ -23,7 +23,7 @@ from experiments.launch import Run, Stopped
 from experiments.progress import Progress
 
 if TYPE_CHECKING:
-    from lawm_jax.collect import Snapshots
+    from lawm_jax.policies import Snapshots
 
 COLUMNS = ("mean", "std", "min", "p25", "median", "p75", "max", "trajectories")
 
@@ -31,14 +31,14 @@ COLUMNS = ("mean", "std", "min", "p25", "median", "p75", "max", "trajectories")
 def main(run: Run) -> None:
     """Trains or loads the policies, writes the data sets and summarises them."""
     from experiments.data import COLLECTION_SEED
-    from lawm_jax import collect
+    from lawm_jax import collect, policies
     from lawm_jax.data.shards import dataset_exists, read_dataset, write_dataset
 
     start = time.monotonic()
     task, wanted = run.config.task, run.config.data.trajectories
     snapshots = _snapshots(run)
     statistics, returns = {}, {}
-    for dataset in collect.DATASETS:
+    for dataset in policies.DATASETS:
         if not snapshots.used_by[dataset].any():
             print(f"{dataset}: skipped, no policy for it was trained", flush=True)
             continue
@@ -73,31 +73,32 @@ def main(run: Run) -> None:
 
 def _snapshots(run: Run) -> "Snapshots":
     """The shipped policies, or those trained in this work directory."""
-    from lawm_jax import collect
+
+    from lawm_jax import policies
 
     settings = run.config.collect
     if settings.from_snapshots:
-        return collect.load_snapshots(run.config.task, settings.snapshots or None)
+        return policies.load_snapshots(run.config.task, settings.snapshots or None)
     agents = [
         _agent(run, seed, explorer)
         for explorer, count in ((False, settings.agents), (True, settings.explorers))
         for seed in range(count)
     ]
     path = run.workdir / "snapshots.npz"
-    collect.save_snapshots(path, collect.combine(agents))
-    return collect.load_snapshots(run.config.task, path)
+    policies.save_snapshots(path, policies.combine(agents))
+    return policies.load_snapshots(run.config.task, path)
 
 
 def _agent(run: Run, seed: int, explorer: bool) -> "Snapshots":
     """Trains one agent, or reads it where it was trained before."""
-    from lawm_jax import collect
+    from lawm_jax import collect, policies
     from lawm_jax.online import sac
 
     settings, task = run.config.collect, run.config.task
     name = f"{'explorer' if explorer else 'agent'}{seed}"
     path = run.workdir / "agents" / f"{name}.npz"
     if path.exists():
-        return collect.load_snapshots(task, path)
+        return policies.load_snapshots(task, path)
     if explorer:
         config = sac.SACConfig(intrinsic=True, n_step=1)
         training = collect.Training(settings.explorer_steps, snapshot_steps=settings.snapshot_steps)
@@ -122,7 +123,7 @@ def _agent(run: Run, seed: int, explorer: bool) -> "Snapshots":
     progress.close()
     if snapshots is None:
         raise Stopped
-    collect.save_snapshots(path, snapshots)
+    policies.save_snapshots(path, snapshots)
     return snapshots
 
 

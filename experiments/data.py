@@ -1,7 +1,7 @@
 """The data set of a run: read from the data directory, or made there from shipped snapshots."""
 
 from experiments.launch import Run
-from lawm_jax import collect
+from lawm_jax import collect, policies
 from lawm_jax.data.shards import Dataset, dataset_exists, read_dataset, write_dataset
 from lawm_jax.data.trajectory import validate
 from lawm_jax.envs.dmc import TaskSpec
@@ -21,7 +21,7 @@ def load_dataset(run: Run, spec: TaskSpec) -> Dataset:
         print(f"making {name} in {run.data_dir} from shipped snapshots", flush=True)
         trajectories, metadata = collect.make_dataset(
             spec.task, data.dataset, data.trajectories, COLLECTION_SEED,
-            collect.load_snapshots(spec.task),
+            policies.load_snapshots(spec.task),
         )
         write_dataset(run.data_dir, name, trajectories, metadata)
     dataset = read_dataset(run.data_dir, name)

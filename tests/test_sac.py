@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from lawm_jax.online import replay as replay_buffer
 from lawm_jax.online import sac
 
 TINY = sac.SACConfig(
@@ -18,7 +19,7 @@ def _batch(rng, size=5, observation_size=3, action_size=2):
     def normal(*shape):
         return jnp.asarray(rng.normal(size=shape), jnp.float32)
 
-    return sac.Batch(
+    return replay_buffer.Batch(
         observation=normal(size, observation_size),
         action=jnp.tanh(normal(size, action_size)),
         reward=normal(size),
@@ -123,13 +124,13 @@ def test_target_critic_and_temperature_move_as_they_should():
 
 def _counting_replay(steps, episodes=2, episode_steps=4, num_envs=2):
     """Observation = 100 * env + 10 * episode + t, reward = t + 1."""
-    replay = sac.empty_replay(episodes, episode_steps, num_envs, 1, 1)
+    replay = replay_buffer.empty_replay(episodes, episode_steps, num_envs, 1, 1)
     for start in range(0, steps, 2):
         episode, t = divmod(start, episode_steps)
         time = np.arange(t, t + 3)
         observation = (100 * np.arange(num_envs) + 10 * episode + time[:, None])[..., None]
         reward = np.broadcast_to(time[:2, None] + 1, (2, num_envs))
-        replay = sac.append(
+        replay = replay_buffer.append(
             replay, jnp.float32(observation), jnp.zeros((2, num_envs, 1)), jnp.float32(reward)
         )
     return replay
@@ -137,8 +138,9 @@ def _counting_replay(steps, episodes=2, episode_steps=4, num_envs=2):
 
 @pytest.mark.parametrize("steps", [2, 6, 8])
 def test_n_step_transitions_stay_within_episode_and_data(steps):
-    config = sac.SACConfig(batch_size=256, n_step=3, discount=0.5)
-    batch = sac.sample(_counting_replay(steps), jax.random.key(0), config)
+    batch = replay_buffer.sample(
+        _counting_replay(steps), jax.random.key(0), batch_size=256, n_step=3, discount=0.5
+    )
     observation, following = (np.asarray(x[:, 0]) for x in (batch[0], batch[4]))
     assert (observation // 10 == following // 10).all()  # same environment, same episode
     t, n = observation % 10, following - observation
@@ -160,7 +162,7 @@ def test_learns_the_best_action_of_a_one_step_problem():
     action = rng.uniform(-1, 1, (25, 64, 1)).astype(np.float32)
     reward = -((action - observation[:-1]) ** 2)[..., 0]
     state = sac.init(0, 1, 1, config)
-    replay = sac.empty_replay(1, 25, 64, 1, 1)
+    replay = replay_buffer.empty_replay(1, 25, 64, 1, 1)
     state, _, metrics = sac.learn(state, replay, observation, action, reward, 1500, config)
     test = np.linspace(-0.7, 0.7, 8, dtype=np.float32)[:, None]
     mode = sac.act(sac.acting_params(state), test, np.zeros_like(test), config.actor_units)
@@ -174,7 +176,7 @@ def test_learning_reproduces():
     data = observation, np.asarray(chunk.action).reshape(4, 8, 2)[:3], np.ones((3, 8), np.float32)
 
     def run(seed):
-        state, replay = sac.init(seed, 3, 2, TINY), sac.empty_replay(1, 9, 8, 3, 2)
+        state, replay = sac.init(seed, 3, 2, TINY), replay_buffer.empty_replay(1, 9, 8, 3, 2)
         for _ in range(3):
             state, replay, _ = sac.learn(state, replay, *data, 2, TINY)
         return state
@@ -210,10 +212,10 @@ def test_observation_statistics_are_those_of_everything_seen():
     config = sac.SACConfig(**{**TINY.__dict__, "intrinsic": True})
     rng = np.random.default_rng(0)
     observation = rng.normal(3.0, 2.0, (9, 4, 3)).astype(np.float32)
-    state, replay = sac.init(0, 3, 2, config), sac.empty_replay(1, 8, 4, 3, 2)
+    state, replay = sac.init(0, 3, 2, config), replay_buffer.empty_replay(1, 8, 4, 3, 2)
     for chunk in (observation[:5], observation[4:]):
         chunk = jnp.asarray(chunk)
-        replay = sac.append(replay, chunk, jnp.zeros((4, 4, 2)), jnp.zeros((4, 4)))
+        replay = replay_buffer.append(replay, chunk, jnp.zeros((4, 4, 2)), jnp.zeros((4, 4)))
         state = sac.update_observation_statistics(state, replay, chunk)
     seen = observation[1:].reshape(-1, 3)
     np.testing.assert_allclose(state.observation_mean, seen.mean(0), rtol=1e-4)

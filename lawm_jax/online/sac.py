@@ -12,7 +12,7 @@ Shapes: B batch, N environments, T steps an episode, O observation, A action, M 
 
 import dataclasses
 import functools
-from typing import Any, NamedTuple
+from typing import Any
 
 import chex
 import flax
@@ -22,6 +22,7 @@ import jax.numpy as jnp
 import optax
 
 from lawm_jax.dists import Normal, tanh_normal_log_prob
+from lawm_jax.online.replay import Batch, Replay, append, sample
 
 LOG_STD_MIN, LOG_STD_MAX = -5.0, 1.0
 
@@ -80,41 +81,6 @@ class SACState:
     disagreement_scale: jax.Array
     seed: jax.Array
     step: jax.Array
-
-
-@flax.struct.dataclass
-class Replay:
-    """Lock-step episodes of N environments, in the order of collection.
-
-    Attributes:
-        observation: [episodes, T + 1, N, O] float32.
-        action: [episodes, T, N, A] float32.
-        reward: [episodes, T, N] float32.
-        steps: [] vector steps written so far; the rest of the arrays is unused.
-    """
-
-    observation: jax.Array
-    action: jax.Array
-    reward: jax.Array
-    steps: jax.Array
-
-
-class Batch(NamedTuple):
-    """n-step transitions.
-
-    Attributes:
-        observation: [B, O] o_t.
-        action: [B, A] a_t.
-        reward: [B] sum over k < n of discount^k r_{t+k}.
-        discount: [B] discount^n: episodes end by a time limit only, so it never vanishes.
-        next_observation: [B, O] o_{t+n}, where n is cut at the episode's (or the data's) end.
-    """
-
-    observation: jax.Array
-    action: jax.Array
-    reward: jax.Array
-    discount: jax.Array
-    next_observation: jax.Array
 
 
 class Actor(nn.Module):
@@ -199,53 +165,6 @@ def init(seed: int, observation_size: int, action_size: int, config: SACConfig) 
     )
 
 
-def empty_replay(
-    episodes: int, episode_steps: int, num_envs: int, observation_size: int, action_size: int
-) -> Replay:
-    """A buffer for `episodes` lock-step episodes of `num_envs` environments."""
-    shape = (episodes, episode_steps, num_envs)
-    return Replay(
-        observation=jnp.zeros((episodes, episode_steps + 1, num_envs, observation_size)),
-        action=jnp.zeros((*shape, action_size)),
-        reward=jnp.zeros(shape),
-        steps=jnp.int32(0),
-    )
-
-
-def append(replay: Replay, observation: jax.Array, action: jax.Array, reward: jax.Array) -> Replay:
-    """Writes K steps of one episode: observation [K + 1, N, O], action [K, N, A], reward [K, N]."""
-    chex.assert_equal(observation.shape[0], action.shape[0] + 1)
-    episode, t = jnp.divmod(replay.steps, replay.action.shape[1])
-    put = jax.lax.dynamic_update_slice
-    return Replay(
-        observation=put(replay.observation, observation[None], (episode, t, 0, 0)),
-        action=put(replay.action, action[None], (episode, t, 0, 0)),
-        reward=put(replay.reward, reward[None], (episode, t, 0)),
-        steps=replay.steps + action.shape[0],
-    )
-
-
-def sample(replay: Replay, rng: jax.Array, config: SACConfig) -> Batch:
-    """Draws n-step transitions uniformly; none crosses an episode's end or the end of the data."""
-    episode_steps, num_envs = replay.reward.shape[1:]
-    step_rng, env_rng = jax.random.split(rng)
-    step = jax.random.randint(step_rng, (config.batch_size,), 0, replay.steps)
-    n = jax.random.randint(env_rng, (config.batch_size,), 0, num_envs)
-    episode, t = jnp.divmod(step, episode_steps)
-    end = jnp.minimum(t + config.n_step, jnp.minimum(episode_steps, t + replay.steps - step))
-    reward = jnp.zeros(config.batch_size)
-    for k in range(config.n_step):
-        r = replay.reward[episode, jnp.minimum(t + k, episode_steps - 1), n]
-        reward += jnp.where(t + k < end, config.discount**k * r, 0.0)
-    return Batch(
-        observation=replay.observation[episode, t, n],
-        action=replay.action[episode, t, n],
-        reward=reward,
-        discount=jnp.power(config.discount, (end - t).astype(jnp.float32)),
-        next_observation=replay.observation[episode, end, n],
-    )
-
-
 @jax.jit
 def acting_params(state: SACState) -> Any:
     """Parameters of an actor that takes raw observations: the normalisation moves into layer 1."""
@@ -289,7 +208,7 @@ def learn(
     def body(state: SACState, _: None) -> tuple[SACState, dict[str, jax.Array]]:
         rng = jax.random.fold_in(jax.random.key(state.seed), state.step)
         sample_rng, update_rng = jax.random.split(rng)
-        batch = sample(replay, sample_rng, config)
+        batch = sample(replay, sample_rng, config.batch_size, config.n_step, config.discount)
         batch = batch._replace(
             observation=(batch.observation - state.observation_mean) / state.observation_std,
             next_observation=(batch.next_observation - state.observation_mean)
