@@ -99,6 +99,7 @@ def _agent() -> ml_collections.ConfigDict:
     agent.discount = 0.99
     agent.lambda_ = 0.95
     agent.entropy = 2.0  # weight of the policy's entropy, in reward a step
+    agent.action_entropy = 0.02  # takes the place of entropy and prior in a plain Dreamer
     agent.prior = 2.0  # weight of log p(u | s); as large as entropy, the two are a KL to the prior
     agent.target_rate = 0.05  # of the slow value target, a step
     agent.units = 128
@@ -172,6 +173,8 @@ def _large(config: ml_collections.ConfigDict) -> None:
     agent.start_rows, agent.horizon = 2048, 15
     agent.units = 512
     agent.learning_rate = 8e-5
+    agent.entropy, agent.prior = 0.02, 0.0  # a small regulariser
+    agent.target_rate = 0.02
     config.run.steps_per_call = 500
     config.run.checkpoint_every = 5000
     config.run.evaluate_every = 10_000

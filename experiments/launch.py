@@ -100,7 +100,8 @@ def _run(main: Callable[[Run], None], argv: list[str]) -> int:
         results = workdir / "results.json"
         if results.exists():
             print(f"{workdir} is finished:\n\n{summary(json.loads(results.read_text()))}")
-            return DONE
+            if not parsed.render:
+                return DONE
         try:
             return _start(main, parsed, experiment, workdir, argv)
         except InputError:

@@ -35,9 +35,9 @@ FRAMES_PER_SECOND = 20  # of the video
 def main(run: launch.Run) -> None:
     """Runs the whole job, from wherever its last checkpoint stands."""
     config = run.config
-    check_schedule(config)
     spec = task_spec(config.task)
     program = resolve(config, spec.observation_size, spec.action_size)
+    check_schedule(config)
     mesh = runner.make_mesh()
     for section, name in (("world_model", "labelled_rows"), ("world_model", "unlabelled_rows"),
                           ("agent", "start_rows")):
@@ -58,7 +58,12 @@ def main(run: launch.Run) -> None:
     session = Session(run, runner.replicate({
         "world_model": learner.init(program.model, optimiser, normaliser, config.seed),
         "agent": actor_critic.init(program.model, program.agent, config.seed),
-    }, mesh))
+    }, mesh), dataset.fingerprint)
+
+    def errors_of(state: learner.WorldModelState) -> dict[str, jax.Array]:
+        return evaluate.prediction_errors(
+            program.model, state, heldout, decode=program.method.unlabelled
+        )
 
     session.train(
         "world_model",
@@ -69,7 +74,7 @@ def main(run: launch.Run) -> None:
         shared=None,
         sharded=runner.shard(training, mesh),
         total=program.learner.steps,
-        evaluate=lambda state: evaluate.prediction_errors(program.model, state, heldout),
+        evaluate=errors_of,
         shown=("loss", "observation_error", "kl_s", "inverse_action_error"),
     )
     world = session.state["world_model"]
@@ -98,12 +103,13 @@ def main(run: launch.Run) -> None:
         shown=("imagined_reward", "imagined_return", "value_error"),
     )
     agent = session.state["agent"]
-    final = play(agent, config.run.final_episodes)
     session.close()
+    if not (run.workdir / "results.json").exists():
+        final = play(agent, config.run.final_episodes)
+        errors = {name: float(x) for name, x in errors_of(world).items()}
+        _report(run, session, dataset, parts, final, errors)
     if run.render:
         _render(run, evaluate.acting(actor, evaluate.policy_params(world, agent)))
-    errors = evaluate.prediction_errors(program.model, world, heldout)
-    _report(run, session, dataset, parts, final, {k: float(v) for k, v in errors.items()})
 
 
 def _arrays(
@@ -133,7 +139,7 @@ def _render(run: launch.Run, act: Callable[..., Any]) -> None:
         return
     frames, episode_return = reference.render_episode(run.config.task, act, None, run.config.seed)
     path = run.workdir / "policy.mp4"
-    imageio.mimwrite(path, frames, fps=FRAMES_PER_SECOND, macro_block_size=None)
+    imageio.mimwrite(str(path), frames, fps=FRAMES_PER_SECOND, macro_block_size=None)
     print(f"video of an episode with return {episode_return:.0f}: {path}", flush=True)
 
 

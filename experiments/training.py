@@ -25,17 +25,30 @@ class Session:
       seconds: wall-clock of the run so far, over all its starts; `compile_seconds` likewise.
     """
 
-    def __init__(self, run: Run, state: dict[str, PyTree]) -> None:
-        self._run = run
+    def __init__(self, run: Run, state: dict[str, PyTree], fingerprint: str) -> None:
+        """Restores the run's newest checkpoint into a fresh `state`, if there is one.
+
+        Raises:
+          InputError: a damaged checkpoint, one of another architecture, or one that was trained on
+            data of another fingerprint.
+        """
+        self._run, self._fingerprint = run, fingerprint
         self._checkpoints = Checkpoints(run.workdir / "checkpoints")
         restored = self._checkpoints.restore(state)
         extra = restored.extra if restored else {}
+        if restored and extra["fingerprint"] != fingerprint:
+            raise InputError(
+                f"{run.workdir} was trained on other data than {run.data_dir} now holds "
+                f"(fingerprint {extra['fingerprint'][:12]}, now {fingerprint[:12]}); "
+                "choose another --workdir"
+            )
         self.state = restored.state if restored else state
         self.logger = MetricLogger(run.workdir, extra.get("position"))
         self.compile_seconds = extra.get("compile_seconds", 0.0)
         self._seconds_before, self._started = extra.get("seconds", 0.0), time.monotonic()
         if restored:
-            print(f"continuing from step {restored.step}", flush=True)
+            steps = (f"{phase} {int(state.step)}" for phase, state in self.state.items())
+            print(f"continuing from {', '.join(steps)}", flush=True)
 
     @property
     def seconds(self) -> float:
@@ -46,6 +59,7 @@ class Session:
         """Writes a checkpoint of everything, named by the sum of the phases' steps."""
         step = sum(int(state.step) for state in self.state.values())
         self._checkpoints.save(step, self.state, {
+            "fingerprint": self._fingerprint,
             "position": self.logger.position(),
             "seconds": self.seconds,
             "compile_seconds": self.compile_seconds,
@@ -90,6 +104,8 @@ class Session:
                 pending = None
 
         while step < total:
+            if self._run.stop.requested:
+                raise Stopped  # before anything was dispatched: the last checkpoint stands
             count = min(settings.steps_per_call, total - step)
             before = time.monotonic()
             state, metrics = step_fn(self.state[phase], shared, sharded, steps=count)
@@ -101,7 +117,9 @@ class Session:
             due = lambda every, step=step, done=done: done or step % every == 0
             if due(settings.evaluate_every):
                 flush()
-                self.logger.log(step, phase, evaluate(self.state[phase]))
+                values = evaluate(self.state[phase])
+                check_finite(phase, values, step)
+                self.logger.log(step, phase, values)
             if due(settings.checkpoint_every) or self._run.stop.requested:
                 flush()
                 self.save()
@@ -113,7 +131,7 @@ class Session:
         self, phase: str, first: int, metrics: PyTree, progress: Progress, shown: tuple[str, ...]
     ) -> None:
         metrics = jax.device_get(metrics)
-        check_finite(metrics, first + 1)
+        check_finite(phase, metrics, first + 1)
         means = {name: float(np.mean(values)) for name, values in metrics.items()}
         step = first + len(next(iter(metrics.values())))
         self.logger.log(step, phase, means)

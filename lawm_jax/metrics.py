@@ -15,9 +15,10 @@ from tensorboardX.proto.summary_pb2 import Summary
 from lawm_jax.errors import TrainingError
 
 
-def check_finite(metrics: Mapping[str, Any], first_step: int) -> None:
+def check_finite(phase: str, metrics: Mapping[str, Any], first_step: int) -> None:
     """Raises TrainingError naming the metric and the step where a value is NaN or infinite.
 
+    phase: the training phase, for the message.
     metrics: name -> [K] (or scalar) values of the steps first_step ... first_step + K - 1.
       Named are the earliest such step and every metric that is not finite there.
     """
@@ -33,7 +34,7 @@ def check_finite(metrics: Mapping[str, Any], first_step: int) -> None:
         f"{name} = {np.atleast_1d(metrics[name])[first]}" for name in bad if bad[name] == first
     ]
     raise TrainingError(
-        f"step {first_step + first}: {', '.join(names)}; the last checkpoint is kept"
+        f"{phase} step {first_step + first}: {', '.join(names)}; the last checkpoint is kept"
     )
 
 

@@ -51,7 +51,7 @@ def train():
     def train():
         state = learner.init(model, optimiser, learner.fit_normaliser(data), seed=0)
         state, _ = run(state, None, data, steps=CONFIG.steps)
-        return state, evaluate.prediction_errors(model, state, heldout)
+        return state, evaluate.prediction_errors(model, state, heldout, decode=True)
 
     return train
 

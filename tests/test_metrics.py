@@ -89,7 +89,7 @@ def test_a_torn_last_line_is_dropped(tmp_path):
 
 
 def test_finite_metrics_pass():
-    check_finite({"loss": np.ones(5), "kl": 1.0}, first_step=10)
+    check_finite("agent", {"loss": np.ones(5), "kl": 1.0}, first_step=10)
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
@@ -97,10 +97,10 @@ def test_the_first_bad_step_and_its_metrics_are_named(value):
     metrics = {"loss": np.ones(5), "kl": np.ones(5), "reward": np.ones(5)}
     metrics["loss"][3:] = value
     metrics["kl"][2:] = value
-    with pytest.raises(TrainingError, match=rf"^step 12: kl = {value};"):
-        check_finite(metrics, first_step=10)
+    with pytest.raises(TrainingError, match=rf"^agent step 12: kl = {value};"):
+        check_finite("agent", metrics, first_step=10)
 
 
 def test_a_bad_scalar_is_named():
     with pytest.raises(TrainingError, match="step 4: loss = nan"):
-        check_finite({"loss": float("nan")}, first_step=4)
+        check_finite("agent", {"loss": float("nan")}, first_step=4)

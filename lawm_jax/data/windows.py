@@ -26,7 +26,7 @@ class Windows(NamedTuple):
 class TrajectoryArrays(NamedTuple):
     """N trajectories padded to T steps: observation [N, T+1, O], action [N, T, A] or None, reward.
 
-    length [N] int32 is the number of steps of each; 0 marks padding that is never drawn.
+    length [N] int32 is the number of steps of each.
     """
 
     observation: jax.Array
@@ -51,6 +51,13 @@ def split(has_action: Sequence[bool], label_fraction: float, heldout_fraction: f
     labelled, so a larger fraction contains a smaller one. Trajectories that come without actions
     are unlabelled. A fraction of 1 labels all that is not held out.
 
+    Args:
+      has_action: which trajectories come with actions.
+      label_fraction: share of all trajectories that keep their actions; where fewer than that come
+        with actions, all of these do.
+      heldout_fraction: share of those with actions that is kept out of training.
+      seed: of the permutation.
+
     Raises:
       InputError: a fraction out of range, or so small that no trajectory is labelled or held out.
     """
@@ -58,20 +65,21 @@ def split(has_action: Sequence[bool], label_fraction: float, heldout_fraction: f
     for name, fraction in (("label", label_fraction), ("heldout", heldout_fraction)):
         if not 0.0 < fraction <= 1.0:
             raise InputError(f"data.{name}_fraction is {fraction}, which is not in (0, 1]")
-        if round(fraction * total) < 1:
-            raise InputError(
-                f"data.{name}_fraction {fraction} of {total} trajectories selects none; "
-                f"{1 / total:.3g} selects one"
-            )
-    with_action = np.flatnonzero(has_action)
-    order = np.random.default_rng(seed).permutation(with_action)
-    heldout, rest = np.split(order, [round(heldout_fraction * total)])
-    labelled, unlabelled = np.split(rest, [round(label_fraction * total)])
-    if not len(labelled):
+    if round(label_fraction * total) < 1:
         raise InputError(
-            f"{len(with_action)} of {total} trajectories have actions: too few to hold out "
-            f"{round(heldout_fraction * total)} and label any of the rest"
+            f"data.label_fraction {label_fraction} of {total} trajectories selects none; "
+            f"{1 / total:.3g} selects one"
         )
+    with_action = np.flatnonzero(has_action)
+    if len(with_action) < 2:
+        raise InputError(
+            f"{len(with_action)} of {total} trajectories have actions: at least 2 are needed, one "
+            "to hold out and one to learn from"
+        )
+    order = np.random.default_rng(seed).permutation(with_action)
+    held = min(max(1, round(heldout_fraction * len(with_action))), len(with_action) - 1)
+    heldout, rest = np.split(order, [held])
+    labelled, unlabelled = np.split(rest, [round(label_fraction * total)])
     without = np.setdiff1d(np.arange(total), with_action)
     return Split(np.sort(labelled), np.sort(np.concatenate([unlabelled, without])),
                  np.sort(heldout))

@@ -18,7 +18,7 @@ import optax
 from lawm_jax.dists import tanh_normal_log_prob
 from lawm_jax.lawm.elbo import Metrics
 from lawm_jax.lawm.imagination import imagine
-from lawm_jax.lawm.learner import row_keys
+from lawm_jax.lawm.learner import STARTS, row_keys
 from lawm_jax.lawm.world_model import Params, State, WorldModel
 from lawm_jax.nets import MLP, normal_from
 from lawm_jax.returns import lambda_returns
@@ -210,7 +210,7 @@ def make_step(
         )
 
     def step(state: AgentState, world: Params, starts: State) -> tuple[AgentState, Metrics]:
-        keys = row_keys(state.seed, state.step, 0, rows)
+        keys = row_keys(state.seed, state.step, STARTS, rows)
         start, noise_z, noise_v = jax.vmap(draw, (0, None), (0, 1, 1))(keys, starts)
         trained = {"policy": state.policy, "value": state.value}
         loss = lambda trained: agent_loss(

@@ -16,7 +16,7 @@ Metrics = dict[str, jax.Array]
 
 @dataclasses.dataclass(frozen=True)
 class ElboConfig:
-    """Likelihood widths and weights; 1, 0 and 0 for the last four is the paper's pure ELBO."""
+    """Likelihood widths and weights; latent_kl_weight 1, inverse_on_labelled 0: the pure ELBO."""
 
     observation_std: float  # of normalised observations
     reward_std: float

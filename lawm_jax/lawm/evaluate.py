@@ -89,15 +89,15 @@ def start_states(
 
 
 def prediction_errors(
-    model: WorldModel, state: WorldModelState, heldout: TrajectoryArrays
+    model: WorldModel, state: WorldModelState, heldout: TrajectoryArrays, decode: bool
 ) -> dict[str, jax.Array]:
     """Errors on held-out trajectories, whose actions serve as the reference only.
 
     Trajectories are cut into pieces of context plus horizon. `open_loop_error_K` is the mean
     squared error, of one dimension in units of its variance, of an observation predicted K steps
     ahead of the context with the true actions. `decoded_action_error` is that of the actions that
-    the inverse-dynamics path decodes from the observations alone; `action_variance` is what always
-    guessing the mean action would score.
+    the inverse-dynamics path decodes from the observations alone, reported where `decode` says that
+    the model has learned one; `action_variance` is what always guessing the mean would score.
     """
     length = OPEN_LOOP_CONTEXT + max(OPEN_LOOP_STEPS)
     pieces = int(np.min(heldout.length)) // length
@@ -109,12 +109,19 @@ def prediction_errors(
         return np.moveaxis(x.reshape(-1, *x.shape[2:]), 0, 1)
 
     observation, action = cut(heldout.observation, length + 1), cut(heldout.action, length)
-    return _prediction_errors(model, state.params, state.normaliser, observation, action)
+    return _prediction_errors(
+        model, decode, state.params, state.normaliser, observation, action
+    )
 
 
-@functools.partial(jax.jit, static_argnums=0)
+@functools.partial(jax.jit, static_argnums=(0, 1))
 def _prediction_errors(
-    model: WorldModel, params: Params, normaliser: Normaliser, raw: jax.Array, action: jax.Array
+    model: WorldModel,
+    decode: bool,
+    params: Params,
+    normaliser: Normaliser,
+    raw: jax.Array,
+    action: jax.Array,
 ) -> dict[str, jax.Array]:
     observation = normaliser(raw)
     steps, rows, _ = observation.shape
@@ -134,7 +141,7 @@ def _prediction_errors(
     predicted = model.apply({"params": params}, states, method="decode_observation")
     error = jnp.mean((predicted - observation[context:-1]) ** 2, (1, 2))
     metrics = {f"open_loop_error_{k}": error[k - 1] for k in OPEN_LOOP_STEPS}
-    if model.latent_action and not model.learned_prior:
+    if decode:
         nothing = jnp.zeros((steps - 1, 0, model.action_size))
         means = _noise(model, steps, rows, rows, None)
         inferred = infer(model, params, observation, nothing, means)

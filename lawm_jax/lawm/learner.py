@@ -15,6 +15,8 @@ from lawm_jax.lawm.elbo import ElboConfig, Metrics, draw_noise, elbo_loss
 from lawm_jax.lawm.world_model import Params, WorldModel, init_params
 from lawm_jax.runner import AXIS, global_rows
 
+LABELLED, UNLABELLED, STARTS = range(3)  # tags of a step's keys
+
 
 @flax.struct.dataclass
 class Normaliser:
@@ -105,7 +107,10 @@ def init(
 
 
 def row_keys(seed: jax.Array, step: jax.Array, tag: int, local_rows: int) -> jax.Array:
-    """One key a global row of this device [local_rows]: the same row, the same randomness."""
+    """One key a global row of this device [local_rows]: the same row, the same randomness.
+
+    tag: tells apart what a run draws at the same step.
+    """
     key = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), step), tag)
     return jax.vmap(lambda row: jax.random.fold_in(key, row))(global_rows(local_rows))
 
@@ -123,18 +128,19 @@ def make_step(
 
     def draw(state: WorldModelState, data: TrajectoryArrays, tag: int, rows: int) -> tuple:
         keys = row_keys(state.seed, state.step, tag, rows)
-        windows = sample_windows(data, keys, config.window)
+        which, noise = jnp.moveaxis(jax.vmap(jax.random.split)(keys), 1, 0)
+        windows = sample_windows(data, which, config.window)
         normalised = state.normaliser(windows.observation)
-        return windows._replace(observation=normalised), keys
+        return windows._replace(observation=normalised), noise
 
     def step(
         state: WorldModelState, shared: None, data: TrainingData
     ) -> tuple[WorldModelState, Metrics]:
         del shared
-        labelled, keys = draw(state, data.labelled, 0, labelled_rows)
+        labelled, keys = draw(state, data.labelled, LABELLED, labelled_rows)
         unlabelled: Windows | None = None
         if unlabelled_rows:
-            unlabelled, more = draw(state, data.unlabelled, 1, unlabelled_rows)
+            unlabelled, more = draw(state, data.unlabelled, UNLABELLED, unlabelled_rows)
             keys = jnp.concatenate([keys, more])
         noise = draw_noise(model, keys, config.window, labelled_rows)
         loss = lambda params: elbo_loss(model, elbo, params, labelled, unlabelled, noise)

@@ -1,6 +1,7 @@
 """LAWM, C-LAP and Dreamer as configurations of one program."""
 
 import dataclasses
+import math
 from typing import NamedTuple
 
 import jax.numpy as jnp
@@ -73,9 +74,10 @@ def resolve(config: ConfigDict, observation_size: int, action_size: int) -> Prog
         )
     policy_size = latent_size if method.latent_action else action_size
     names = set(AgentConfig.__dataclass_fields__) - {"policy_size"}
-    return Program(
-        method, model, elbo, learner, AgentConfig(policy_size=policy_size, **_fields(agent, *names))
-    )
+    settings = AgentConfig(policy_size=policy_size, **_fields(agent, *names))
+    if not method.latent_action:
+        settings = dataclasses.replace(settings, entropy=agent.action_entropy, prior=0.0)
+    return Program(method, model, elbo, learner, settings)
 
 
 def _fields(config: ConfigDict, *names: str) -> dict:
@@ -97,6 +99,16 @@ def _check_positive(config: ConfigDict) -> None:
             raise InputError(f"run.{name} is {config.run[name]}; an interval needs at least 2")
     if config.world_model.window < 2:
         raise InputError(f"world_model.window is {config.world_model.window}; it must be >= 2")
+    if not 0.0 <= config.agent.discount < 1.0:
+        raise InputError(f"agent.discount is {config.agent.discount}; it must be in [0, 1)")
+    for section, names in {
+        "world_model": ("observation_std", "reward_std", "action_std", "min_std", "learning_rate"),
+        "agent": ("learning_rate",),
+    }.items():
+        for name in names:
+            value = config[section][name]
+            if not (0.0 < value < math.inf):
+                raise InputError(f"{section}.{name} is {value}; it must be positive and finite")
     rows = config.world_model.unlabelled_rows
     if rows < 0:
         raise InputError(f"world_model.unlabelled_rows is {rows}; it must be >= 0")
