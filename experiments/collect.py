@@ -30,19 +30,30 @@ COLUMNS = ("mean", "std", "min", "p25", "median", "p75", "max", "trajectories")
 
 def main(run: Run) -> None:
     """Trains or loads the policies, writes the data sets and summarises them."""
+    import jax
+
     from experiments.data import COLLECTION_SEED
     from lawm_jax import collect, policies
     from lawm_jax.data.shards import dataset_exists, read_dataset, write_dataset
+    from lawm_jax.errors import InputError
 
     start = time.monotonic()
     task, wanted = run.config.task, run.config.data.trajectories
+    names = {dataset: f"{task}/{dataset}_{wanted}" for dataset in policies.DATASETS}
+    if not run.config.collect.from_snapshots and not (run.workdir / "snapshots.npz").exists():
+        for name in names.values():  # said before hours of training, not after
+            if dataset_exists(run.data_dir, name):
+                raise InputError(
+                    f"{run.data_dir} already holds {name}, made by other policies: collect into "
+                    "another --data_dir, such as --data_dir=data_own"
+                )
     snapshots = _snapshots(run)
     statistics, returns = {}, {}
     for dataset in policies.DATASETS:
         if not snapshots.used_by[dataset].any():
             print(f"{dataset}: skipped, no policy for it was trained", flush=True)
             continue
-        name = f"{task}/{dataset}_{wanted}"
+        name = names[dataset]
         if not dataset_exists(run.data_dir, name):
             trajectories, metadata = collect.make_dataset(
                 task, dataset, wanted, COLLECTION_SEED, snapshots
@@ -61,6 +72,7 @@ def main(run: Run) -> None:
         "config": run.config.to_dict(),
         "command": run.command,
         "commit": run.commit,
+        "device": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
         "wall_clock_seconds": time.monotonic() - start,
         "snapshots_sha256": snapshots.digest,
         "statistics": statistics,

@@ -14,6 +14,9 @@ from ml_collections import ConfigDict, config_flags
 
 from lawm_jax.errors import InputError
 
+# get_config derives other keys from these, which an override would not change.
+FROM_ARGUMENT = ("task", "preset", "data.dataset")
+
 HELP = """\
   --config=FILE.py:ARGS   the configuration, such as configs/dmc.py:walker_walk (required)
   --config.KEY=VALUE      changes one value of it, such as --config.seed=1
@@ -51,8 +54,13 @@ def parse(argv: list[str]) -> CommandLine:
     config_file, argv = _take_config_file(argv)
     config = _load(config_file)
     overrides = _overrides(argv)
-    for key in overrides:
+    for key, value in overrides.items():
         _check_key(config, key)
+        if key in FROM_ARGUMENT and value != str(config[key]):
+            raise InputError(
+                f"config key '{key}' decides other keys: choose it in the config's argument, such "
+                "as --config=configs/dmc.py:walker_walk,expert,tiny"
+            )
 
     values = flags.FlagValues()
     config_flags.DEFINE_config_dict("config", config, flag_values=values, sys_argv=argv)

@@ -135,7 +135,7 @@ def _start(
     try:
         main(started)
     except Stopped:
-        print("stopped after saving; start the same command again to continue", flush=True)
+        print("stopped; start the same command again to continue from what was saved", flush=True)
         return STOPPED
     return DONE
 

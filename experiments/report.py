@@ -19,7 +19,11 @@ import numpy as np
 from experiments.launch import BAD_INPUT
 from lawm_jax.errors import InputError
 
-METHODS = {"lawm": "LAWM", "c_lap": "C-LAP", "c_lap_oracle": "C-LAP (oracle)", "dreamer": "Dreamer"}
+# What is known of the paper's Table 1 at 5% labels: LAWM's return / 10.
+PAPER = {
+    ("walker_walk", "expert", "5%"): "94.3 ± 0.6",
+    ("cheetah_run", "expert", "5%"): "52.4 ± 23.5",
+}
 # Two-sided 95% quantiles of Student's t for 2, 3, ... values.
 STUDENT = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
 
@@ -34,7 +38,7 @@ def mean_and_interval(results: list[dict[str, Any]]) -> tuple[float, float]:
 
 
 def file_name(result: dict[str, Any]) -> str:
-    """The name under which a result is kept: what sets its run apart."""
+    """The name under which a result is kept: data set, method, labels, seed."""
     config = result["config"]
     dataset = result["dataset"]["name"].replace("/", "_")
     labels = f"{100 * config['data']['label_fraction']:g}pct"
@@ -42,12 +46,23 @@ def file_name(result: dict[str, Any]) -> str:
 
 
 def add(directory: Path, workdir: Path) -> Path:
-    """Copies a finished run's results.json into the directory of raw results."""
+    """Copies a finished run's results.json into the directory of raw results.
+
+    Raises:
+      InputError: the run is not finished or no run of the main job, or the directory holds the
+        result of another configuration under this name.
+    """
     source = workdir / "results.json"
     if not source.exists():
         raise InputError(f"{source} not found: the run is not finished")
     result = json.loads(source.read_text())
+    if "evaluation" not in result:
+        raise InputError(f"{source} is not the result of a policy that was evaluated")
     target = directory / file_name(result)
+    if target.exists() and json.loads(target.read_text())["config"] != result["config"]:
+        raise InputError(
+            f"{target} holds the result of another configuration; use another directory"
+        )
     directory.mkdir(parents=True, exist_ok=True)
     target.write_text(json.dumps(result, indent=1) + "\n")
     return target
@@ -61,21 +76,39 @@ def table(directory: Path) -> str:
         config, oracle = result["config"], result["config"]["data"]["label_fraction"] == 1.0
         method = config["method"] + ("_oracle" if oracle else "")
         labels = "100%" if oracle else f"{100 * config['data']['label_fraction']:g}%"
-        cells[config["task"], config["data"]["dataset"], labels][method].append(result)
+        name = result["dataset"]["name"].removesuffix(f"_{config['data']['trajectories']}")
+        dataset = name.removeprefix(f"{config['task']}/")
+        cells[config["task"], dataset, labels][method].append(result)
     if not cells:
         raise InputError(f"{directory} holds no results")
+    _check_comparable(directory, cells)
     lines = [
         "| task | data set | labels | LAWM | C-LAP | C-LAP (oracle) | decoded-action error "
         "(share of variance) | open-loop error, 5 steps: LAWM / C-LAP | predicted / real value: "
-        "LAWM | seeds | wall-clock, min |",
-        "|---|---|---|---|---|---|---|---|---|---|---|",
+        "LAWM | seeds | wall-clock, min | LAWM in the paper, return / 10 |",
+        "|---|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for (task, dataset, labels), by_method in sorted(cells.items()):
         if labels == "100%" and "lawm" not in by_method:
             continue
         by_method |= {"c_lap_oracle": cells[task, dataset, "100%"].get("c_lap_oracle", [])}
-        lines.append(f"| {task} | {dataset} | {labels} | {' | '.join(_columns(by_method))} |")
+        columns = [*_columns(by_method), PAPER.get((task, dataset, labels), "-")]
+        lines.append(f"| {task} | {dataset} | {labels} | {' | '.join(columns)} |")
     return "\n".join(lines)
+
+
+def _check_comparable(directory: Path, cells: dict[tuple, dict[str, list]]) -> None:
+    """Refuses a row whose results come from different data: their numbers say nothing together."""
+    fingerprints = defaultdict(set)
+    for (task, dataset, _), by_method in cells.items():
+        for results in by_method.values():
+            fingerprints[task, dataset] |= {result["dataset"]["fingerprint"] for result in results}
+    for (task, dataset), found in fingerprints.items():
+        if len(found) > 1:
+            raise InputError(
+                f"{directory}: the results on {task}/{dataset} come from {len(found)} different "
+                "data sets (their fingerprints differ); remove those of the old one"
+            )
 
 
 def _columns(by_method: dict[str, list]) -> list[str]:

@@ -34,6 +34,8 @@ ROWS = (
 
 def summary(results: Mapping[str, Any]) -> str:
     """An aligned table of what results.json holds; rows of which it lacks a value are left out."""
+    if "statistics" in results:
+        return _collected(results["statistics"])
     rows = []
     for label, template in ROWS:
         try:
@@ -42,3 +44,12 @@ def summary(results: Mapping[str, Any]) -> str:
             continue
     width = max(len(label) for label, _ in rows)
     return "\n".join(f"{label:{width}}  {value}".rstrip() for label, value in rows)
+
+
+def _collected(statistics: Mapping[str, Mapping[str, float]]) -> str:
+    """The returns of collected data sets, a line each."""
+    lines = []
+    for dataset, row in statistics.items():
+        values = "  ".join(f"{name} {value:.0f}" for name, value in row.items())
+        lines.append(f"{dataset:14}  {values}")
+    return "\n".join(lines)

@@ -15,10 +15,10 @@ def result(method, labels, seed, mean):
         "config": {
             "task": "walker_walk",
             "method": method,
-            "data": {"dataset": "medium_replay", "label_fraction": labels},
+            "data": {"trajectories": 400, "label_fraction": labels},
         },
         "seed": seed,
-        "dataset": {"name": "walker_walk/medium_replay_400"},
+        "dataset": {"name": "walker_walk/medium_replay_400", "fingerprint": "f00"},
         "evaluation": {"return_mean": mean, "return_ci95": 7.0, "predicted_value": 60.0,
                        "real_value": 50.0},
         "metrics": {"decoded_action_error": 0.1, "action_variance": 0.5, "open_loop_error_5": 0.25},
@@ -46,6 +46,23 @@ def test_table_has_a_row_for_each_label_fraction_with_the_oracle_beside(tmp_path
     one, five = (line for line in lines if "%" in line.split("|")[3])
     assert "| 1% | 333 ± 7 | - | 444 ± 7 | 0.100 (20%) |" in one
     assert "| 5% | 411 ± 7 | 222 ± 7 | 444 ± 7 |" in five
+
+
+def test_results_of_other_data_or_settings_do_not_mix(tmp_path):
+    def keep(entry):
+        (tmp_path / "results.json").write_text(json.dumps(entry))
+        report.add(tmp_path / "raw", tmp_path)
+
+    keep(result("lawm", 0.05, 0, 411.0))
+    other = result("lawm", 0.05, 0, 500.0)
+    other["config"]["seed_of_change"] = 1
+    with pytest.raises(InputError, match="another configuration"):
+        keep(other)
+    elsewhere = result("lawm", 0.05, 1, 411.0)
+    elsewhere["dataset"]["fingerprint"] = "ba4"
+    keep(elsewhere)
+    with pytest.raises(InputError, match="2 different data sets"):
+        report.table(tmp_path / "raw")
 
 
 def test_an_unfinished_run_and_an_empty_directory_are_refused(tmp_path):

@@ -113,7 +113,7 @@ def test_a_window_longer_than_a_trajectory_is_refused(trajectories):
 
 def test_a_split_takes_every_trajectory_once():
     parts = split([True] * 90 + [False] * 10, 0.2, 0.1, seed=0)
-    assert [len(part) for part in parts] == [20, 70, 10]
+    assert [len(part) for part in parts] == [20, 71, 9]
     np.testing.assert_array_equal(np.sort(np.concatenate(parts)), np.arange(100))
     assert set(range(90, 100)) <= set(parts.unlabelled)  # these have no actions to show
 
@@ -133,6 +133,14 @@ def test_a_split_depends_on_the_seed_alone():
     assert set(a.labelled) != set(c.labelled)
 
 
+def test_scarce_actions_are_shared_between_held_out_and_labelled():
+    has_action = [True] * 20 + [False] * 380
+    parts = split(has_action, label_fraction=0.05, heldout_fraction=0.05, seed=0)
+    assert [len(part) for part in parts] == [19, 380, 1]
+    two = split([True] * 2 + [False] * 18, label_fraction=0.5, heldout_fraction=0.1, seed=0)
+    assert [len(part) for part in two] == [1, 18, 1]
+
+
 @pytest.mark.parametrize(
     ("has_action", "label", "heldout", "message"),
     [
@@ -144,12 +152,9 @@ def test_a_split_depends_on_the_seed_alone():
             "data.label_fraction 0.01 of 10 trajectories selects none; 0.1 selects one",
         ),
         (
-            [True] * 10, 0.1, 0.01,
-            "data.heldout_fraction 0.01 of 10 trajectories selects none; 0.1 selects one",
-        ),
-        (
-            [True] * 2 + [False] * 18, 0.5, 0.1,
-            "2 of 20 trajectories have actions: too few to hold out 2 and label any of the rest",
+            [True] + [False] * 18, 0.5, 0.1,
+            "1 of 19 trajectories have actions: at least 2 are needed, one to hold out and one to "
+            "learn from",
         ),
     ],
 )
