@@ -6,6 +6,7 @@ C-LAP and Dreamer are the same program: --config.method=c_lap, and --config.data
 makes it the oracle that sees all actions.
 """
 
+import contextlib
 import json
 import os
 from collections.abc import Callable
@@ -13,6 +14,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from ml_collections import ConfigDict
 
 from experiments import launch
 from experiments.data import load_dataset
@@ -44,33 +46,29 @@ def main(run: launch.Run) -> None:
         runner.rows_per_device(config[section][name], mesh, f"{section}.{name}")
 
     dataset = load_dataset(run, spec)
-    parts = split([t.action is not None for t in dataset.trajectories], config.data.label_fraction,
-                  config.data.heldout_fraction, config.seed)
-    if program.learner.unlabelled_rows and not len(parts.unlabelled):
-        raise InputError(
-            f"data.label_fraction {config.data.label_fraction} leaves no trajectory without labels "
-            f"for method '{config.method}'; lower it, or choose method c_lap, the oracle"
-        )
+    parts = _split(config, program, dataset.trajectories)
     training, heldout = _arrays(program, dataset.trajectories, parts, mesh.size)
 
     optimiser = learner.make_optimiser(program.learner)
-    normaliser = learner.fit_normaliser(training)
-    session = Session(run, runner.replicate({
-        "world_model": learner.init(program.model, optimiser, normaliser, config.seed),
+    state = {
+        "world_model": learner.init(
+            program.model, optimiser, learner.fit_normaliser(training), config.seed
+        ),
         "agent": actor_critic.init(program.model, program.agent, config.seed),
-    }, mesh), dataset.fingerprint)
+    }
+    session = Session(run, runner.replicate(state, mesh), dataset.fingerprint)
 
     def errors_of(state: learner.WorldModelState) -> dict[str, jax.Array]:
         return evaluate.prediction_errors(
             program.model, state, heldout, decode=program.method.unlabelled
         )
 
+    world_model_step = learner.make_step(
+        program.model, program.elbo, program.learner, optimiser, mesh.size
+    )
     session.train(
         "world_model",
-        runner.data_parallel(
-            learner.make_step(program.model, program.elbo, program.learner, optimiser, mesh.size),
-            mesh,
-        ),
+        runner.data_parallel(world_model_step, mesh),
         shared=None,
         sharded=runner.shard(training, mesh),
         total=program.learner.steps,
@@ -78,24 +76,21 @@ def main(run: launch.Run) -> None:
         shown=("loss", "observation_error", "kl_s", "inverse_action_error"),
     )
     world = session.state["world_model"]
-    starts = evaluate.start_states(
-        program.model, world, [x for x in training if x is not None], mesh.size
-    )
+    seen = [arrays for arrays in training if arrays is not None]
+    starts = evaluate.start_states(program.model, world, seen, mesh.size)
     actor = evaluate.make_actor(program.model, program.agent)
 
     def play(agent: actor_critic.AgentState, episodes: int) -> evaluate.Evaluation:
-        env = ControlSuite(config.task, episodes, seed=_seed(config.seed, int(agent.step)))
-        try:
-            params = evaluate.policy_params(world, agent)
+        params = evaluate.policy_params(world, agent)
+        with contextlib.closing(
+            ControlSuite(config.task, episodes, seed=_seed(config.seed, int(agent.step)))
+        ) as env:
             return evaluate.evaluate_policy(env, actor, params, program.agent.discount)
-        finally:
-            env.close()
 
+    agent_step = actor_critic.make_step(program.model, program.agent, mesh.size)
     session.train(
         "agent",
-        runner.data_parallel(
-            actor_critic.make_step(program.model, program.agent, mesh.size), mesh
-        ),
+        runner.data_parallel(agent_step, mesh),
         shared=world.params,
         sharded=runner.shard(starts, mesh),
         total=program.agent.steps,
@@ -110,6 +105,19 @@ def main(run: launch.Run) -> None:
         _report(run, session, dataset, parts, final, errors)
     if run.render:
         _render(run, evaluate.acting(actor, evaluate.policy_params(world, agent)))
+
+
+def _split(config: ConfigDict, program: Program, trajectories: list[Trajectory]) -> Split:
+    """Which trajectories are labelled, unlabelled and held out."""
+    data = config.data
+    has_action = [trajectory.action is not None for trajectory in trajectories]
+    parts = split(has_action, data.label_fraction, data.heldout_fraction, config.seed)
+    if program.learner.unlabelled_rows and not len(parts.unlabelled):
+        raise InputError(
+            f"data.label_fraction {data.label_fraction} leaves no trajectory without labels "
+            f"for method '{config.method}'; lower it, or choose method c_lap, the oracle"
+        )
+    return parts
 
 
 def _arrays(
