@@ -41,18 +41,15 @@ def draw_noise(model: WorldModel, keys: jax.Array, window: int, labelled: int) -
     Keys follow the global row, so a global batch has the same noise on any number of devices.
     """
 
-    def rows(tag: int, keys: jax.Array, *shape: int) -> jax.Array:
-        draw = lambda key: jax.random.normal(jax.random.fold_in(key, tag), shape)
-        return jnp.moveaxis(jax.vmap(draw)(keys), 0, -2)
-
-    rest, u_size = keys[labelled:], model.latent_action_size
+    u, a = model.latent_action_size, model.action_size
+    width = model.stochastic + max(u + a, 2 * u)
+    # One draw for everything a row needs: every separate one is a program of its own to compile.
+    draw = jax.vmap(lambda key: jax.random.normal(key, (window, width)), out_axes=1)(keys)
+    z, rest = jnp.split(draw, [model.stochastic], axis=-1)
+    two_u = rest[1:, :labelled, : 2 * u]
     return Noise(
-        InferenceNoise(
-            z=rows(0, keys, window, model.stochastic),
-            u=rows(1, rest, window - 1, u_size),
-            a=rows(2, rest, window - 1, model.action_size),
-        ),
-        labelled_u=rows(3, keys[:labelled], 2, window - 1, u_size),
+        InferenceNoise(z=z, u=rest[1:, labelled:, :u], a=rest[1:, labelled:, u : u + a]),
+        labelled_u=jnp.stack(jnp.split(two_u, 2, axis=-1)),
     )
 
 
