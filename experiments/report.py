@@ -1,7 +1,8 @@
 """The README's table of results, rebuilt from the raw results of runs.
 
     python -m experiments.report results/dmc              prints the table
-    python -m experiments.report results/dmc --add=DIR    first copies DIR/results.json into it
+    python -m experiments.report results/dmc --add=DIR    copies DIR/results.json into it
+    python -m experiments.report results/dmc --plot=FILE  draws it
 
 A row is a task, data set and label fraction; a cell the mean final return over seeds with a 95%
 interval: over seeds (Student's t) where there are several, else over the one run's episodes.
@@ -33,8 +34,31 @@ def mean_and_interval(results: list[dict[str, Any]]) -> tuple[float, float]:
     means = [result["evaluation"]["return_mean"] for result in results]
     if len(means) == 1:
         return means[0], results[0]["evaluation"]["return_ci95"]
-    error = float(np.std(means, ddof=1)) / len(means) ** 0.5
-    return float(np.mean(means)), STUDENT[min(len(means), 10) - 2] * error
+    return float(np.mean(means)), _student(means)
+
+
+def difference(a: list[dict[str, Any]], b: list[dict[str, Any]]) -> tuple[float, float] | None:
+    """Mean of a's return minus b's over the seeds that both have, with its 95% interval.
+
+    Seeds share their labelled trajectories, so the difference is taken seed by seed (paired). None
+    where no seed is shared.
+    """
+    other = {result["seed"]: result["evaluation"] for result in b}
+    pairs = [(r["evaluation"], other[r["seed"]]) for r in a if r["seed"] in other]
+    gains = [x["return_mean"] - y["return_mean"] for x, y in pairs]
+    if len(gains) < 2:
+        return next(
+            ((g, float(np.hypot(x["return_ci95"], y["return_ci95"])))
+             for g, (x, y) in zip(gains, pairs, strict=True)),
+            None,
+        )
+    return float(np.mean(gains)), _student(gains)
+
+
+def _student(values: list[float]) -> float:
+    """Half-width of the 95% interval of a mean."""
+    error = float(np.std(values, ddof=1)) / len(values) ** 0.5
+    return STUDENT[min(len(values), 10) - 2] * error
 
 
 def file_name(result: dict[str, Any]) -> str:
@@ -68,8 +92,11 @@ def add(directory: Path, workdir: Path) -> Path:
     return target
 
 
-def table(directory: Path) -> str:
-    """The Markdown table of all raw results in a directory."""
+Cells = dict[tuple[str, str, str], dict[str, list[dict[str, Any]]]]
+
+
+def _cells(directory: Path) -> Cells:
+    """The raw results of a directory by (task, data set, labels) and method."""
     cells: dict[tuple, dict[str, list]] = defaultdict(lambda: defaultdict(list))
     for path in sorted(directory.glob("*.json")):
         result = json.loads(path.read_text())
@@ -82,22 +109,42 @@ def table(directory: Path) -> str:
     if not cells:
         raise InputError(f"{directory} holds no results")
     _check_comparable(directory, cells)
+    return cells
+
+
+def table(directory: Path) -> str:
+    """The Markdown table of all raw results in a directory."""
+    cells = _cells(directory)
     lines = [
-        "| task | data set | labels | LAWM | C-LAP | C-LAP (oracle) | decoded-action error "
+        "| task | data set | labels | LAWM | C-LAP | LAWM minus C-LAP | C-LAP (oracle) | data p75 "
+        "| decoded-action error "
         "(share of variance) | open-loop error, 5 steps: LAWM / C-LAP | predicted / real value: "
         "LAWM | seeds | wall-clock, min | LAWM in the paper, return / 10 |",
-        "|---|---|---|---|---|---|---|---|---|---|---|---|",
+        "|---|---|---|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for (task, dataset, labels), by_method in sorted(cells.items()):
         if labels == "100%" and "lawm" not in by_method:
             continue
-        by_method |= {"c_lap_oracle": cells[task, dataset, "100%"].get("c_lap_oracle", [])}
+        oracle = cells.get((task, dataset, "100%"), {}).get("c_lap_oracle", [])
+        by_method = {**by_method, "c_lap_oracle": oracle}
         columns = [*_columns(by_method), PAPER.get((task, dataset, labels), "-")]
         lines.append(f"| {task} | {dataset} | {labels} | {' | '.join(columns)} |")
     return "\n".join(lines)
 
 
-def _check_comparable(directory: Path, cells: dict[tuple, dict[str, list]]) -> None:
+def plot(directory: Path, path: Path) -> None:
+    """Draws the returns of every method as bars, a panel a task and data set."""
+    from lawm_jax import plots
+
+    panels: dict[str, dict[str, dict[str, tuple[float, float]]]] = {}
+    for (task, dataset, labels), by_method in sorted(_cells(directory).items()):
+        for method, results in sorted(by_method.items(), reverse=True):
+            panel = panels.setdefault(f"{task}, {dataset}", {})
+            panel.setdefault(labels, {})[method] = mean_and_interval(results)
+    plots.return_bars(path, panels)
+
+
+def _check_comparable(directory: Path, cells: Cells) -> None:
     """Refuses a row whose results come from different data: their numbers say nothing together."""
     fingerprints = defaultdict(set)
     for (task, dataset, _), by_method in cells.items():
@@ -112,14 +159,14 @@ def _check_comparable(directory: Path, cells: dict[tuple, dict[str, list]]) -> N
 
 
 def _columns(by_method: dict[str, list]) -> list[str]:
-    def form(results: list) -> str:
-        return "{:.0f} ± {:.0f}".format(*mean_and_interval(results)) if results else "-"
+    def form(value: tuple[float, float] | None) -> str:
+        return "{:.0f} ± {:.0f}".format(*value) if value else "-"
 
     def average(results: list, section: str, key: str) -> float:
         values = [result[section].get(key, np.nan) for result in results]
         return float(np.mean(values)) if values else float("nan")
 
-    lawm, c_lap = by_method.get("lawm", []), by_method.get("c_lap", [])
+    lawm, c_lap, oracle = (by_method.get(m, []) for m in ("lawm", "c_lap", "c_lap_oracle"))
     error = average(lawm, "metrics", "decoded_action_error")
     share = error / average(lawm, "metrics", "action_variance")
     open_loop = [average(r, "metrics", "open_loop_error_5") for r in (lawm, c_lap)]
@@ -127,7 +174,10 @@ def _columns(by_method: dict[str, list]) -> list[str]:
     everything = [result for results in by_method.values() for result in results]
     minutes = np.mean([result["wall_clock_seconds"] for result in everything]) / 60
     return [
-        *(form(by_method.get(method, [])) for method in ("lawm", "c_lap", "c_lap_oracle")),
+        *(form(mean_and_interval(r) if r else None) for r in (lawm, c_lap)),
+        form(difference(lawm, c_lap)),
+        form(mean_and_interval(oracle) if oracle else None),
+        f"{everything[0]['dataset']['return_statistics']['p75']:.0f}",
         f"{error:.3f} ({share:.0%})",
         f"{open_loop[0]:.2f} / {open_loop[1]:.2f}",
         f"{values[0]:.0f} / {values[1]:.0f}",
@@ -143,10 +193,13 @@ def main() -> None:
     )
     parser.add_argument("directory", type=Path)
     parser.add_argument("--add", type=Path, help="work directory of a finished run")
+    parser.add_argument("--plot", type=Path, help="PNG to draw the returns into")
     arguments = parser.parse_args()
     try:
         if arguments.add:
             print(f"added {add(arguments.directory, arguments.add)}")
+        elif arguments.plot:
+            plot(arguments.directory, arguments.plot)
         else:
             print(table(arguments.directory))
     except InputError as error:

@@ -95,6 +95,41 @@ def return_histogram(
         axes.legend(frameon=False)
 
 
+def return_bars(
+    path: epath.PathLike, panels: Mapping[str, Mapping[str, Mapping[str, tuple[float, float]]]]
+) -> None:
+    """Draws returns with their intervals as bars, a panel a data set, a group a label fraction.
+
+    panels: title -> labels ("1%") -> method -> (mean, half-width of the 95% interval).
+    """
+    colours = {"lawm": BLUE, "c_lap": ORANGE, "c_lap_oracle": GREY}
+    figure = _new_figure(3.2 * len(panels), 2.8)
+    axes_row = figure.subplots(1, len(panels), squeeze=False, sharey=True)[0]
+    for axes, (title, groups) in zip(axes_row, panels.items(), strict=True):
+        ticks, position = [], 0.0
+        for labels, methods in groups.items():
+            ticks.append((position + (len(methods) - 1) / 2, f"{labels} labels"))
+            for method, (mean, half) in methods.items():
+                axes.bar(position, mean, 0.9, color=colours.get(method, GREEN), label=method)
+                axes.errorbar(position, mean, half, color="black", capsize=3, linewidth=1)
+                position += 1.0
+            position += 0.6
+        axes.set_xticks(*zip(*ticks, strict=True))
+        axes.set_title(title, fontsize=10)
+        _tidy(axes)
+    handles = {
+        label: handle
+        for axes in axes_row
+        for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)
+    }
+    figure.legend(
+        handles.values(), handles.keys(), frameon=False, loc="outside lower center",
+        ncols=len(handles), fontsize=9,
+    )
+    figure.supylabel("episode return", fontsize=10)
+    _write(figure, path)
+
+
 def _new_figure(width: float, height: float) -> "Figure":
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure

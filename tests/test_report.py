@@ -18,7 +18,8 @@ def result(method, labels, seed, mean):
             "data": {"trajectories": 400, "label_fraction": labels},
         },
         "seed": seed,
-        "dataset": {"name": "walker_walk/medium_replay_400", "fingerprint": "f00"},
+        "dataset": {"name": "walker_walk/medium_replay_400", "fingerprint": "f00",
+                    "return_statistics": {"p75": 348.0}},
         "evaluation": {"return_mean": mean, "return_ci95": 7.0, "predicted_value": 60.0,
                        "real_value": 50.0},
         "metrics": {"decoded_action_error": 0.1, "action_variance": 0.5, "open_loop_error_5": 0.25},
@@ -44,8 +45,19 @@ def test_table_has_a_row_for_each_label_fraction_with_the_oracle_beside(tmp_path
     lines = report.table(tmp_path / "raw").splitlines()
     assert len(lines) == 4
     one, five = (line for line in lines if "%" in line.split("|")[3])
-    assert "| 1% | 333 ± 7 | - | 444 ± 7 | 0.100 (20%) |" in one
-    assert "| 5% | 411 ± 7 | 222 ± 7 | 444 ± 7 |" in five
+    assert "| 1% | 333 ± 7 | - | - | 444 ± 7 | 348 | 0.100 (20%) |" in one
+    assert "| 5% | 411 ± 7 | 222 ± 7 | 189 ± 10 | 444 ± 7 | 348 |" in five
+    report.plot(tmp_path / "raw", tmp_path / "bars.png")
+    assert (tmp_path / "bars.png").stat().st_size > 5000
+
+
+def test_the_difference_is_paired_by_seed():
+    ours = [result("lawm", 0.01, s, m) for s, m in ((0, 266.0), (1, 323.0), (2, 433.0))]
+    theirs = [result("c_lap", 0.01, s, m) for s, m in ((2, 400.0), (0, 229.0), (1, 292.0), (3, 9.0))]
+    low, high = stats.t.interval(0.95, 2, loc=np.mean([37, 31, 33]), scale=stats.sem([37, 31, 33]))
+    mean, half = report.difference(ours, theirs)
+    np.testing.assert_allclose([mean - half, mean + half], [low, high], rtol=1e-3)
+    assert report.difference(ours[:1], theirs[:1]) is None
 
 
 def test_results_of_other_data_or_settings_do_not_mix(tmp_path):
