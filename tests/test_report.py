@@ -53,7 +53,8 @@ def test_table_has_a_row_for_each_label_fraction_with_the_oracle_beside(tmp_path
 
 def test_the_difference_is_paired_by_seed():
     ours = [result("lawm", 0.01, s, m) for s, m in ((0, 266.0), (1, 323.0), (2, 433.0))]
-    theirs = [result("c_lap", 0.01, s, m) for s, m in ((2, 400.0), (0, 229.0), (1, 292.0), (3, 9.0))]
+    others = ((2, 400.0), (0, 229.0), (1, 292.0), (3, 9.0))
+    theirs = [result("c_lap", 0.01, s, m) for s, m in others]
     low, high = stats.t.interval(0.95, 2, loc=np.mean([37, 31, 33]), scale=stats.sem([37, 31, 33]))
     mean, half = report.difference(ours, theirs)
     np.testing.assert_allclose([mean - half, mean + half], [low, high], rtol=1e-3)
