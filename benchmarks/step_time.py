@@ -79,6 +79,7 @@ def rows(config: Any) -> list[dict[str, float | str]]:
     data = random_data(program, count - count % mesh.size, labelled - labelled % mesh.size)
     optimiser = learner.make_optimiser(program.learner)
     world = learner.init(model, optimiser, learner.fit_normaliser(data), seed)
+    params = jax.tree.map(np.asarray, world.params)  # a copy: the train state is donated
     world_step = learner.make_step(model, program.elbo, program.learner, optimiser, mesh.size)
     starts = State(
         np.zeros((STARTS, model.deterministic), np.float32),
@@ -91,7 +92,7 @@ def rows(config: Any) -> list[dict[str, float | str]]:
                 runner.data_parallel(
                     actor_critic.make_step(model, program.agent, mesh.size), mesh),
                 runner.replicate(actor_critic.init(model, program.agent, seed), mesh),
-                runner.replicate(world.params, mesh), runner.shard(starts, mesh), steps),
+                runner.replicate(params, mesh), runner.shard(starts, mesh), steps),
     ]
 
 
