@@ -23,12 +23,12 @@ INPUTS, OUTPUTS = "inputs", "perturbations"
 def scan(
     cell: Callable[..., Any], params: PyTree, carry: PyTree, xs: PyTree
 ) -> tuple[PyTree, PyTree]:
-    """lax.scan of cell(variables, carry, x, mutable) with variables = {"params": params}.
+    """lax.scan of a module's step, as `lax.scan(step, carry, xs)` would compute it.
 
     Args:
-      cell: applies a module, such as `functools.partial(model.apply, method="step")` with its
-        arguments in order (variables, carry, x) and a keyword `mutable`. It returns (carry, y).
-        Every `nets.Dense` inside may be called once a step.
+      cell: applies the module: cell(variables, carry, x, mutable=[collection]) -> ((carry, y),
+        {collection: ...}), as flax's `apply` does. Every `nets.Dense` inside is called at most
+        once a step.
       params: the module's parameters; those not used by the step get zero gradients.
       carry: the initial carry.
       xs: inputs with a leading time axis.
