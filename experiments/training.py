@@ -47,7 +47,7 @@ class Session:
         self.compile_seconds = extra.get("compile_seconds", 0.0)
         self._seconds_before, self._started = extra.get("seconds", 0.0), time.monotonic()
         if restored:
-            steps = (f"{phase} {int(state.step)}" for phase, state in self.state.items())
+            steps = (f"{phase} {int(self.state[phase].step)}" for phase in state)
             print(f"continuing from {', '.join(steps)}", flush=True)
 
     @property
