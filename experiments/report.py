@@ -179,7 +179,7 @@ def _columns(by_method: dict[str, list]) -> list[str]:
         form(mean_and_interval(oracle) if oracle else None),
         f"{everything[0]['dataset']['return_statistics']['p75']:.0f}",
         f"{error:.3f} ({share:.0%})",
-        f"{open_loop[0]:.2f} / {open_loop[1]:.2f}",
+        " / ".join("-" if np.isnan(x) else f"{x:.2f}" for x in open_loop),
         f"{values[0]:.0f} / {values[1]:.0f}",
         str(max(len(results) for results in by_method.values())),
         f"{minutes:.0f}",
