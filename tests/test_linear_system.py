@@ -13,7 +13,7 @@ from lawm_jax.lawm.learner import LearnerConfig, TrainingData
 
 B = np.array([[0.6, 0.3], [-0.3, 0.6]])
 CONFIG = LearnerConfig(
-    steps=600, labelled_rows=8, unlabelled_rows=24, window=6, learning_rate=1e-2,
+    steps=300, labelled_rows=8, unlabelled_rows=16, window=8, learning_rate=1e-2,
     learning_rate_end=0.0, warmup_steps=0, weight_decay=0.0, gradient_clip=100.0,
 )
 
@@ -31,7 +31,7 @@ def make_trajectory(seed, length=40):
 
 @pytest.fixture(scope="module")
 def train():
-    """train() -> (state, errors on held-out trajectories); 4 of 64 trajectories are labelled."""
+    """train() -> (state, errors on held-out trajectories); 8 of 64 trajectories are labelled."""
     model = make_model(
         observation_size=2, latent_action_size=2, units=32, layers=1, deterministic=16, stochastic=4
     )
@@ -41,7 +41,7 @@ def train():
     )
     trajectories = [make_trajectory(seed) for seed in range(64)]
     data = TrainingData(
-        stack(trajectories[:4], actions=True), stack(trajectories[4:], actions=False)
+        stack(trajectories[:8], actions=True), stack(trajectories[8:], actions=False)
     )
     heldout = stack([make_trajectory(seed) for seed in range(100, 116)], actions=True)
     optimiser = learner.make_optimiser(CONFIG)
