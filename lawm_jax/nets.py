@@ -40,8 +40,12 @@ class Hidden(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        """Applies the layer; the normalisation's statistics are float32 whatever the dtype."""
-        x = Dense(self.units, use_bias=False, dtype=self.dtype)(x)
+        """Applies the layer; the normalisation's statistics are float32 whatever the dtype.
+
+        The bias is needed although LayerNorm has one: without it LayerNorm(W x) is blind to the
+        size of x.
+        """
+        x = Dense(self.units, dtype=self.dtype)(x)
         return nn.swish(nn.LayerNorm(dtype=self.dtype)(x))
 
 
@@ -79,7 +83,7 @@ class GRUCell(nn.Module):
     def __call__(self, h: jax.Array, x: jax.Array) -> jax.Array:
         """(h [B, units] float32, x [B, D]) -> the next h [B, units] float32."""
         joint = jnp.concatenate([h.astype(self.dtype), x.astype(self.dtype)], -1)
-        gates = Dense(3 * self.units, use_bias=False, dtype=self.dtype)(joint)
+        gates = Dense(3 * self.units, dtype=self.dtype)(joint)
         gates = nn.LayerNorm(dtype=jnp.float32)(gates)
         reset, candidate, update = jnp.split(gates, 3, axis=-1)
         candidate = jnp.tanh(nn.sigmoid(reset) * candidate)

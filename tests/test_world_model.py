@@ -9,7 +9,7 @@ import pytest
 from small import OBS, A, H, U, Z, make_model, make_params, make_windows
 
 from lawm_jax.lawm.world_model import InferenceNoise, State, infer, init_params
-from lawm_jax.nets import GRUCell, normal_from
+from lawm_jax.nets import GRUCell, Hidden, normal_from
 
 LENGTH, LABELLED, UNLABELLED = 5, 2, 3
 
@@ -21,10 +21,13 @@ def sigmoid(x):
 def test_the_gru_cell_by_hand():
     rng = np.random.default_rng(0)
     h, x = rng.standard_normal((3, 4)), rng.standard_normal((3, 2))
-    kernel, scale, bias = (rng.standard_normal(shape) for shape in ((6, 12), 12, 12))
-    params = {"Dense_0": {"kernel": kernel}, "LayerNorm_0": {"scale": scale, "bias": bias}}
+    kernel, shift, scale, bias = (rng.standard_normal(shape) for shape in ((6, 12), 12, 12, 12))
+    params = {
+        "Dense_0": {"kernel": kernel, "bias": shift},
+        "LayerNorm_0": {"scale": scale, "bias": bias},
+    }
 
-    gates = np.concatenate([h, x], -1) @ kernel
+    gates = np.concatenate([h, x], -1) @ kernel + shift
     gates = (gates - gates.mean(-1, keepdims=True)) / np.sqrt(gates.var(-1, keepdims=True) + 1e-6)
     reset, candidate, update = np.split(gates * scale + bias, 3, -1)
     candidate = np.tanh(sigmoid(reset) * candidate)
@@ -33,6 +36,17 @@ def test_the_gru_cell_by_hand():
 
     found = GRUCell(4).apply({"params": params}, jnp.asarray(h), jnp.asarray(x))
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_a_layer_sees_the_size_of_its_input():
+    """LayerNorm alone would hide it: LayerNorm(W x) is the same for x and 2 x."""
+    rng = np.random.default_rng(0)
+    x = jnp.asarray(rng.standard_normal((3, 4)), jnp.float32)
+    layer = Hidden(8)
+    params = layer.init(jax.random.key(0), x)["params"]
+    params["Dense_0"]["bias"] = jnp.asarray(rng.standard_normal(8), jnp.float32)
+    one, two = (layer.apply({"params": params}, y) for y in (x, 2 * x))
+    assert np.abs(one - two).max() > 0.1
 
 
 def test_a_std_has_a_floor():

@@ -95,7 +95,7 @@ class Conditioned(nn.Module):
     @nn.compact
     def __call__(self, state: jax.Array, projected: jax.Array) -> jax.Array:
         """(state [..., D], projected [..., units]) -> float32 [..., out]."""
-        x = Dense(self.units, use_bias=False, dtype=self.dtype)(state) + projected
+        x = Dense(self.units, dtype=self.dtype)(state) + projected
         x = nn.swish(nn.LayerNorm(dtype=self.dtype)(x))
         return MLP(self.units, self.layers - 1, self.out, self.dtype)(x)
 
