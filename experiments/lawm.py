@@ -56,7 +56,8 @@ def main(run: launch.Run) -> None:
         ),
         "agent": actor_critic.init(program.model, program.agent, config.seed),
     }
-    session = Session(run, runner.replicate(state, mesh), dataset.fingerprint)
+    state = {phase: runner.replicate(part, mesh) for phase, part in state.items()}
+    session = Session(run, state, dataset.fingerprint)
 
     def errors_of(state: learner.WorldModelState) -> dict[str, jax.Array]:
         return evaluate.prediction_errors(
