@@ -163,11 +163,12 @@ def test_a_killed_and_stopped_run_ends_as_an_uninterrupted_one(place, finished):
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_checkpoint(place, finished):
-    """One reward of 1e30: finite data, an infinite loss once a window holds it."""
+    """Rewards of 1e30: finite data, an infinite loss once a window holds one."""
     trajectories = read_dataset(place / "data", DATASET).trajectories
-    reward = trajectories[0].reward.copy()
-    reward[250] = 1e30
-    trajectories[0] = dataclasses.replace(trajectories[0], reward=reward)
+    for n in range(4):  # few enough that some steps pass before one is drawn
+        reward = trajectories[n].reward.copy()
+        reward[250] = 1e30
+        trajectories[n] = dataclasses.replace(trajectories[n], reward=reward)
     write_dataset(place / "data", "broken/rewards", trajectories, {})
     code, _, error = finish(start(place, "nan", "--config.data.name=broken/rewards"))
     assert code == 1
