@@ -89,7 +89,7 @@ def test_a_torn_last_line_is_dropped(tmp_path):
 
 
 def test_finite_metrics_pass():
-    check_finite("agent", {"loss": np.ones(5), "kl": 1.0}, first_step=10)
+    assert check_finite("agent", {"loss": np.ones(5), "kl": 1.0}, first_step=10) is None
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
