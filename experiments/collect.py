@@ -56,7 +56,7 @@ def main(run: Run) -> None:
         name = names[dataset]
         if not dataset_exists(run.data_dir, name):
             trajectories, metadata = collect.make_dataset(
-                task, dataset, wanted, COLLECTION_SEED, snapshots
+                task, dataset, wanted, COLLECTION_SEED, snapshots, run.stop.check
             )
             write_dataset(run.data_dir, name, trajectories, metadata)
         written = read_dataset(run.data_dir, name)
@@ -64,8 +64,7 @@ def main(run: Run) -> None:
         statistics[dataset] = written.metadata["return_statistics"]
         returns[dataset] = [trajectory.episode_return for trajectory in written.trajectories]
         print(f"wrote {name}, mean return {statistics[dataset]['mean']:.1f}", flush=True)
-        if run.stop.requested:
-            raise Stopped
+        run.stop.check()
     _write_table(run, statistics)
     _plot(run, returns)
     results = {

@@ -1,6 +1,6 @@
 """The data set of a run: read from the data directory, or made there from shipped snapshots."""
 
-from experiments.launch import Run, Stopped
+from experiments.launch import Run
 from lawm_jax import collect, policies
 from lawm_jax.data.shards import Dataset, dataset_exists, read_dataset, write_dataset
 from lawm_jax.data.trajectory import validate
@@ -21,13 +21,12 @@ def load_dataset(run: Run, spec: TaskSpec) -> Dataset:
         print(f"making {name} in {run.data_dir} from shipped snapshots", flush=True)
         trajectories, metadata = collect.make_dataset(
             spec.task, data.dataset, data.trajectories, COLLECTION_SEED,
-            policies.load_snapshots(spec.task),
+            policies.load_snapshots(spec.task), run.stop.check,
         )
         if not dataset_exists(run.data_dir, name):  # another run may have made the same meanwhile
             write_dataset(run.data_dir, name, trajectories, metadata)
     dataset = read_dataset(run.data_dir, name)
-    if run.stop.requested:
-        raise Stopped
+    run.stop.check()
     validate(
         dataset.trajectories, where=name, observation_size=spec.observation_size,
         action_size=spec.action_size,

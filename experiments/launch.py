@@ -49,6 +49,11 @@ class StopSignal:
         signal.signal(signal.SIGTERM, self._handle)
         signal.signal(signal.SIGINT, self._handle)
 
+    def check(self) -> None:
+        """Raises Stopped if a signal has come; what needs saving is saved before."""
+        if self.requested:
+            raise Stopped
+
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if self.requested and number == signal.SIGINT:
             os._exit(FAILED)

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from experiments.launch import Run, Stopped
+from experiments.launch import Run
 from experiments.progress import Progress
 from lawm_jax.checkpoint import Checkpoints
 from lawm_jax.errors import InputError
@@ -104,8 +104,7 @@ class Session:
                 pending = None
 
         while step < total:
-            if self._run.stop.requested:
-                raise Stopped  # before anything was dispatched: the last checkpoint stands
+            self._run.stop.check()  # before anything was dispatched: the last checkpoint stands
             count = min(settings.steps_per_call, total - step)
             before = time.monotonic()
             state, metrics = step_fn(self.state[phase], shared, sharded, steps=count)
@@ -123,8 +122,7 @@ class Session:
             if due(settings.checkpoint_every) or self._run.stop.requested:
                 flush()
                 self.save()
-            if self._run.stop.requested:
-                raise Stopped
+            self._run.stop.check()
         progress.close()
 
     def _log(

@@ -206,7 +206,12 @@ def _compact(tree: Any) -> Any:
 
 
 def make_dataset(
-    task: str, dataset: str, num_trajectories: int, seed: int, snapshots: Snapshots
+    task: str,
+    dataset: str,
+    num_trajectories: int,
+    seed: int,
+    snapshots: Snapshots,
+    poll: Callable[[], None] = lambda: None,
 ) -> tuple[list[Trajectory], dict[str, Any]]:
     """Rolls out the trajectories of one data set; the same arguments give the same data.
 
@@ -216,6 +221,7 @@ def make_dataset(
         num_trajectories: in all; the seeds' numbers differ by at most one.
         seed: of the environments and the action noise.
         snapshots: from `load_snapshots` or `combine`.
+        poll: called every few seconds; it may raise to give up.
 
     Returns:
         The trajectories, ordered by agent and snapshot, and the data set's metadata (JSON values):
@@ -237,7 +243,7 @@ def make_dataset(
     # The four data sets of one seed must not share their episodes' starts.
     seeds = np.random.SeedSequence([seed, DATASETS.index(dataset)])
     trajectories = _roll_out(
-        snapshots, np.repeat(index, counts), int(seeds.generate_state(1)[0] >> 1)
+        snapshots, np.repeat(index, counts), int(seeds.generate_state(1)[0] >> 1), poll
     )
     spec = task_spec(task)
     metadata = {
@@ -286,13 +292,16 @@ def shares(agent_seed: np.ndarray, total: int) -> np.ndarray:
     return counts
 
 
-def _roll_out(snapshots: Snapshots, index: np.ndarray, seed: int) -> list[Trajectory]:
+def _roll_out(
+    snapshots: Snapshots, index: np.ndarray, seed: int, poll: Callable[[], None] = lambda: None
+) -> list[Trajectory]:
     """One trajectory of snapshot index[i] for every i, ROLLOUT_ENVS at a time."""
     num_envs = min(ROLLOUT_ENVS, len(index))
     env = ControlSuite(snapshots.task, num_envs, seed, episode_steps=EPISODE_STEPS)
     rng = np.random.default_rng(seed)
     trajectories = []
     for part in _batches(index, num_envs):
+        poll()
         actor = jax.tree.map(
             lambda x, part=part: jax.device_put(x[part].astype(np.float32)), snapshots.actor
         )

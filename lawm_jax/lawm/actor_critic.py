@@ -220,8 +220,8 @@ def make_step(
         grads, metrics = jax.lax.pmean((grads, metrics), AXIS)
         updates, opt_state = optimiser.update(grads, state.opt_state, trained)
         trained = optax.apply_updates(trained, updates)
-        metrics["policy_gradient_norm"] = optax.global_norm(grads["policy"])
-        metrics["value_gradient_norm"] = optax.global_norm(grads["value"])
+        metrics["policy_gradient_norm"] = optax.tree.norm(grads["policy"])
+        metrics["value_gradient_norm"] = optax.tree.norm(grads["value"])
         state = state.replace(
             policy=trained["policy"],
             value=trained["value"],

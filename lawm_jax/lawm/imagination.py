@@ -50,6 +50,9 @@ def imagine(
 ) -> Rollout:
     """Rolls the dynamics prior out from `start`, differentiably in the policy's parameters.
 
+    Not differentiable in the world model's: they are constants of the scanned step, and JAX says so
+    where it is tried.
+
     Args:
       policy: maps (state, standard-normal noise [N, U]) to (v in [-1, 1] [N, U], log_prob [N]).
       start: [N] states.

@@ -147,7 +147,7 @@ def make_step(
         grads, metrics = jax.grad(loss, has_aux=True)(state.params)
         grads, metrics = jax.lax.pmean((grads, metrics), AXIS)
         updates, opt_state = optimiser.update(grads, state.opt_state, state.params)
-        metrics["gradient_norm"] = optax.global_norm(grads)
+        metrics["gradient_norm"] = optax.tree.norm(grads)
         state = state.replace(
             params=optax.apply_updates(state.params, updates),
             opt_state=opt_state,
