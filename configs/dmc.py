@@ -61,10 +61,10 @@ def _data(dataset: str) -> ml_collections.ConfigDict:
 def _world_model() -> ml_collections.ConfigDict:
     model = ml_collections.ConfigDict()
     # sizes (LAWM Table 2 names them; its numbers are not known)
-    model.deterministic = 128  # GRU state h
+    model.deterministic = 256  # GRU state h
     model.stochastic = 24  # Gaussian state z
     model.latent_action = 0  # size of u; 0 takes the action's size
-    model.units = 128
+    model.units = 256
     model.layers = 2
     model.min_std = 0.1
     model.dtype = "float32"  # of the matmuls: float32 | bfloat16; parameters stay float32
@@ -76,7 +76,9 @@ def _world_model() -> ml_collections.ConfigDict:
     model.free_nats = 0.0
     model.latent_kl_weight = 0.3  # weight of KL[u]; the pure ELBO has 1
     model.inverse_on_labelled = 1.0  # labelled windows also train the inverse dynamics; pure: 0
-    model.sample_driving_action = False  # unlabelled dynamics see the mean decoded action
+    # Unlabelled dynamics see a sample of p(a | s, u), not its mean: without its noise the decoded
+    # action becomes a channel through which the next observation leaks into the dynamics.
+    model.sample_driving_action = True
     # learning
     model.steps = 4000
     model.labelled_rows = 8  # windows a step, over all devices; a method that learns from
@@ -92,20 +94,20 @@ def _world_model() -> ml_collections.ConfigDict:
 
 def _agent() -> ml_collections.ConfigDict:
     agent = ml_collections.ConfigDict()
-    agent.steps = 2000
-    agent.start_rows = 64  # states that imagination starts from, over all devices
+    agent.steps = 3000
+    agent.start_rows = 128  # states that imagination starts from, over all devices
     agent.horizon = 8
     agent.epsilon = 2.0  # support: standard deviations of the latent-action prior
     agent.discount = 0.99
     agent.lambda_ = 0.95
-    agent.entropy = 2.0  # weight of the policy's entropy, in reward a step
+    agent.entropy = 0.2  # weight of the policy's entropy, in reward a step
     agent.action_entropy = 0.02  # takes the place of entropy and prior in a plain Dreamer
-    agent.prior = 2.0  # weight of log p(u | s); as large as entropy, the two are a KL to the prior
-    agent.target_rate = 0.05  # of the slow value target, a step
+    agent.prior = 0.2  # weight of log p(u | s); as large as entropy, the two are a KL to the prior
+    agent.target_rate = 0.03  # of the slow value target, a step
     agent.units = 128
     agent.layers = 2
     agent.values = 2  # value networks; the critic is their minimum
-    agent.learning_rate = 1e-3
+    agent.learning_rate = 6e-4
     agent.gradient_clip = 100.0
     return agent
 

@@ -23,6 +23,7 @@ HELP = """\
   --workdir=DIR           where the run keeps everything (default: under runs/, after the config)
   --data_dir=DIR          where data sets are found or made (default: data)
   --render                also write a video of the final policy
+  --profile               also write a trace of one dispatch a phase, for TensorBoard or XProf
   --help                  this text
 """
 
@@ -37,6 +38,7 @@ class CommandLine:
     workdir: str | None
     data_dir: str
     render: bool
+    profile: bool
 
     def run_name(self) -> str:
         """A directory name for the run: the config file, its arguments, the overrides sorted."""
@@ -67,10 +69,11 @@ def parse(argv: list[str]) -> CommandLine:
     flags.DEFINE_string("workdir", None, "", flag_values=values)
     flags.DEFINE_string("data_dir", "data", "", flag_values=values)
     flags.DEFINE_boolean("render", False, "", flag_values=values)
+    flags.DEFINE_boolean("profile", False, "", flag_values=values)
     try:
         rest = values(argv)[1:]
     except flags.UnrecognizedFlagError as error:
-        known = ["config", "workdir", "data_dir", "render", "help"]
+        known = ["config", "workdir", "data_dir", "render", "profile", "help"]
         raise InputError(
             f"unknown flag '--{error.flagname}'; nearest: '--{_nearest(error.flagname, known)}'"
         ) from error
@@ -87,6 +90,7 @@ def parse(argv: list[str]) -> CommandLine:
         workdir=values.workdir,
         data_dir=values.data_dir,
         render=values.render,
+        profile=values.profile,
     )
 
 

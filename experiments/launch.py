@@ -70,6 +70,7 @@ class Run:
     workdir: "epath.Path"  # exists; no other live process uses it
     data_dir: "epath.Path"
     render: bool
+    profile: bool
     command: str  # what started the run
     commit: str  # of the checkout, with "-dirty" where it has changes; "unknown" without git
     stop: StopSignal
@@ -133,6 +134,7 @@ def _start(
         workdir=epath.Path(workdir),
         data_dir=epath.Path(parsed.data_dir),
         render=parsed.render,
+        profile=parsed.profile,
         command=shlex.join(["python", "-m", f"experiments.{experiment}", *argv[1:]]),
         commit=commit,
         stop=stop,

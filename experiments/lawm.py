@@ -28,7 +28,7 @@ from lawm_jax.data.windows import Split, TrajectoryArrays, check_window, split, 
 from lawm_jax.envs.dmc import ControlSuite, task_spec
 from lawm_jax.errors import InputError
 from lawm_jax.lawm import actor_critic, evaluate, learner
-from lawm_jax.lawm.methods import Program, resolve
+from lawm_jax.lawm.methods import Program, check_rows, resolve
 from lawm_jax.metrics import read_metrics
 
 FRAMES_PER_SECOND = 20  # of the video
@@ -41,9 +41,7 @@ def main(run: launch.Run) -> None:
     program = resolve(config, spec.observation_size, spec.action_size)
     check_schedule(config)
     mesh = runner.make_mesh()
-    for section, name in (("world_model", "labelled_rows"), ("world_model", "unlabelled_rows"),
-                          ("agent", "start_rows")):
-        runner.rows_per_device(config[section][name], mesh, f"{section}.{name}")
+    check_rows(config, mesh)
 
     dataset = load_dataset(run, spec)
     parts = _split(config, program, dataset.trajectories)

@@ -1,5 +1,6 @@
 """The loop that every training phase shares: dispatch, log, evaluate, save, stop."""
 
+import functools
 import time
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -107,7 +108,10 @@ class Session:
             self._run.stop.check()  # before anything was dispatched: the last checkpoint stands
             count = min(settings.steps_per_call, total - step)
             before = time.monotonic()
-            state, metrics = step_fn(self.state[phase], shared, sharded, steps=count)
+            dispatch = functools.partial(step_fn, self.state[phase], shared, sharded, steps=count)
+            second = step == progress.first + settings.steps_per_call  # the first one compiles
+            traced = self._run.profile and second
+            state, metrics = self._traced(phase, dispatch) if traced else dispatch()
             if step == progress.first or count != settings.steps_per_call:
                 self.compile_seconds += time.monotonic() - before  # the call blocks to compile
             flush()  # the previous call's metrics, while the device works on this one's
@@ -124,6 +128,15 @@ class Session:
                 self.save()
             self._run.stop.check()
         progress.close()
+
+    def _traced(self, phase: str, dispatch: Callable[[], PyTree]) -> PyTree:
+        """Calls `dispatch` with the device otherwise idle and writes a profiler's trace of it."""
+        directory = self._run.workdir / "profile" / phase
+        jax.block_until_ready(self.state[phase])
+        with jax.profiler.trace(str(directory)):
+            result = jax.block_until_ready(dispatch())
+        print(f"trace of {phase}: {directory}", flush=True)
+        return result
 
     def _log(
         self, phase: str, first: int, metrics: PyTree, progress: Progress, shown: tuple[str, ...]

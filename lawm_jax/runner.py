@@ -50,7 +50,9 @@ def global_rows(local_rows: int) -> jax.Array:
 
 
 def data_parallel(
-    step: Callable[[PyTree, PyTree, PyTree], tuple[PyTree, PyTree]], mesh: Mesh
+    step: Callable[[PyTree, PyTree, PyTree], tuple[PyTree, PyTree]],
+    mesh: Mesh,
+    many_seeds: bool = False,
 ) -> Callable[[PyTree, PyTree, PyTree, int], tuple[PyTree, PyTree]]:
     """Maps a one-device step over a mesh and scans it: many steps are one dispatch.
 
@@ -58,11 +60,16 @@ def data_parallel(
       step: (state, shared, local) -> (state, metrics). It must leave state and metrics equal on all
         devices, by `lax.pmean` or `lax.psum` over AXIS.
       mesh: from `make_mesh`.
+      many_seeds: states and shared inputs have a leading axis of seeds, which learn side by side
+        from the same sharded data; metrics are [steps, seeds]. Small models fill a device so.
 
     Returns:
       run(state, shared, sharded, steps) -> (state, metrics of every step, leading axis [steps]).
       The state passed in is donated: use the one returned.
     """
+
+    if many_seeds:
+        step = jax.vmap(step, in_axes=(0, 0, None))
 
     def run(state: PyTree, shared: PyTree, sharded: PyTree, steps: int) -> tuple[PyTree, PyTree]:
         def scanned(state: PyTree, shared: PyTree, local: PyTree) -> tuple[PyTree, PyTree]:

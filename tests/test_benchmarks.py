@@ -1,19 +1,102 @@
-"""The benchmarks run and write what others read; they are not timed here."""
+"""The benchmarks run, count right and write what others read; nothing is timed here."""
 
+import functools
 import json
 import sys
 
-from benchmarks import step_time
+import jax
+import jax.numpy as jnp
+import pytest
+
+from benchmarks import flops, hlo, step_time
 
 
 def test_step_time_writes_its_rows(tmp_path, monkeypatch, capsys):
     target = tmp_path / "rows.json"
     monkeypatch.setattr(step_time, "REPETITIONS", 1)
+    monkeypatch.setattr(flops, "MATMUL_SIZE", 64)
     arguments = ["step_time", "--config=configs/dmc.py:walker_walk,tiny", f"--json={target}",
-                 "--config.run.steps_per_call=1"]
+                 "--config.run.steps_per_call=1", "--plain"]
     monkeypatch.setattr(sys, "argv", arguments)
     step_time.main()
-    written = json.loads(target.read_text())
-    assert [row["step"] for row in written["rows"]] == ["world_model", "actor_critic"]
-    assert all(row["steps_per_second"] > 0 for row in written["rows"])
+    rows = {row["step"]: row for row in json.loads(target.read_text())["rows"]}
+    assert list(rows) == ["world_model", "actor_critic", "world_model, plain"]
+    assert all(row["steps_per_second"] > 0 for row in rows.values())
+    assert 0 <= rows["world_model"]["host_overhead"] < 1
     assert "| world_model |" in capsys.readouterr().out
+
+
+def test_operations_of_matmuls_in_loops_are_counted_once_a_trip():
+    def f(x, w):
+        y, _ = jax.lax.scan(lambda y, _: (jnp.tanh(y @ w), None), x, length=7)
+        return jnp.sum(y**2)
+
+    x, w = jnp.ones((4, 8)), jnp.ones((8, 8))
+    once = 2 * 4 * 8 * 8
+    assert flops.count(f, x, w) == 7 * once
+    # Its gradient: two more matmuls a step, for w and for y; the first y needs none, but is there.
+    assert flops.count(jax.grad(f, argnums=1), x, w) == 3 * 7 * once
+    batched = jax.vmap(jax.jit(f), in_axes=(0, None))
+    assert flops.count(batched, jnp.ones((5, 4, 8)), w) == 5 * 7 * once
+
+
+def test_operations_of_convolutions():
+    x, kernel = jnp.ones((2, 8, 8, 3)), jnp.ones((3, 3, 3, 16))
+    convolve = functools.partial(
+        jax.lax.conv_general_dilated, window_strides=(2, 2), padding="SAME",
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+    )  # fmt: skip
+    forward = 2 * (2 * 4 * 4 * 16) * (3 * 3 * 3)
+    assert flops.count(convolve, x, kernel) == forward
+    gradient = jax.grad(lambda x: convolve(x, kernel).sum())
+    assert flops.count(gradient, x) in (forward, 2 * forward)  # with or without the forward pass
+
+
+def test_a_loop_of_unknown_length_is_refused():
+    loop = lambda x: jax.lax.while_loop(lambda x: x.sum() < 9, lambda x: x @ x, x)
+    with pytest.raises(ValueError, match="how often it runs is unknown"):
+        flops.count(loop, jnp.ones((2, 2)))
+
+
+MODULE = """HloModule m
+
+%fused (p0: f32[100,8], p1: s32[]) -> f32[1,8] {
+  %p0 = f32[100,8]{1,0} parameter(0)
+  %p1 = s32[] parameter(1)
+  ROOT %slice = f32[1,8]{1,0} dynamic-slice(%p0, %p1, %p1), dynamic_slice_sizes={1,8}
+}
+
+%body (s: (s32[], f32[100,8], f32[1,8])) -> (s32[], f32[100,8], f32[1,8]) {
+  %s = (s32[], f32[100,8], f32[1,8]) parameter(0)
+  %i = s32[] get-tuple-element(%s), index=0
+  %data = f32[100,8]{1,0} get-tuple-element(%s), index=1
+  %row = f32[1,8]{1,0} fusion(%data, %i), kind=kLoop, calls=%fused, backend_config={"estimated_cycles":"10"}
+  %sum = f32[1,8]{1,0:T(8)S(1)} all-reduce(%row), replica_groups={{0,1}}, to_apply=%add
+  ROOT %t = (s32[], f32[100,8], f32[1,8]) tuple(%i, %data, %sum)
+}
+
+%cond (s: (s32[], f32[100,8], f32[1,8])) -> pred[] {
+  %s = (s32[], f32[100,8], f32[1,8]) parameter(0)
+  %i = s32[] get-tuple-element(%s), index=0
+  %n = s32[] constant(6)
+  ROOT %lt = pred[] compare(%i, %n), direction=LT
+}
+
+ENTRY %main (x: (s32[], f32[100,8], f32[1,8])) -> (s32[], f32[100,8], f32[1,8]) {
+  %x = (s32[], f32[100,8], f32[1,8]) parameter(0)
+  ROOT %loop = (s32[], f32[100,8], f32[1,8]) while(%x), condition=%cond, body=%body
+}
+"""  # noqa: E501
+
+
+def test_compiled_loops_count_once_a_trip_and_slices_what_they_take():
+    assert hlo.collectives(MODULE) == [hlo.Collective("all-reduce", count=6, bytes=6 * 32)]
+    assert hlo.cycles(MODULE) == 60
+    # A trip: the fusion reads a row and an index and writes a row; the all-reduce reads the row and
+    # keeps its result on the chip; the condition reads two integers and writes a truth value.
+    assert hlo.memory_traffic(MODULE) == 6 * ((32 + 4 + 32) + 32 + (4 + 4 + 1))
+    trips = 'backend_config={"known_trip_count":{"n":"2"}}'
+    noted = MODULE.replace("body=%body", f"body=%body, {trips}")
+    assert hlo.cycles(noted) == 20
+    with pytest.raises(ValueError, match="a loop of unknown length: loop"):
+        hlo.cycles(MODULE.replace("direction=LT", "direction=NE"))

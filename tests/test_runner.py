@@ -1,6 +1,7 @@
 """Train steps on one and many devices, one and many a dispatch, and what they may read."""
 
 import dataclasses
+import functools
 import json
 import os
 import subprocess
@@ -64,6 +65,26 @@ def test_steps_of_one_dispatch_equal_steps_one_by_one(train, trajectories):
     jax.tree.map(np.testing.assert_array_equal, one_metrics, many_metrics)
     assert many.step == 3
     assert len(np.unique(many_metrics["loss"])) == 3  # every step draws windows of its own
+
+
+def test_seeds_side_by_side_learn_as_each_alone(trajectories):
+    mesh = runner.make_mesh(jax.devices()[:1])
+    model, optimiser = make_model(), learner.make_optimiser(CONFIG)
+    data = make_data(trajectories)
+    normaliser = learner.fit_normaliser(data)
+    step = learner.make_step(model, make_elbo(), CONFIG, optimiser, 1)
+    states = [learner.init(model, optimiser, normaliser, seed) for seed in (3, 4)]
+    run = runner.data_parallel(step, mesh)
+    alone = lambda state: jax.device_get(run(jax.tree.map(np.copy, state), None, data, steps=2))
+    expected = [alone(state) for state in states]
+    together = runner.data_parallel(step, mesh, many_seeds=True)
+    stacked = jax.tree.map(lambda *x: np.stack(x), *states)
+    state, metrics = jax.device_get(together(stacked, None, data, steps=2))
+    close = functools.partial(np.testing.assert_allclose, rtol=2e-4, atol=2e-5)
+    for i, (one, its_metrics) in enumerate(expected):
+        jax.tree.map(lambda x, y, i=i: close(x[i], y), state, one)
+        jax.tree.map(lambda x, y, i=i: close(x[:, i], y), metrics, its_metrics)
+    assert expected[0][1]["loss"][0] != expected[1][1]["loss"][0]
 
 
 def test_actions_of_unlabelled_trajectories_are_never_read(train, trajectories):

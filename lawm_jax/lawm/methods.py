@@ -5,6 +5,7 @@ import math
 from typing import NamedTuple
 
 import jax.numpy as jnp
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from lawm_jax.errors import InputError
@@ -12,6 +13,7 @@ from lawm_jax.lawm.actor_critic import AgentConfig
 from lawm_jax.lawm.elbo import ElboConfig
 from lawm_jax.lawm.learner import LearnerConfig
 from lawm_jax.lawm.world_model import WorldModel
+from lawm_jax.runner import rows_per_device
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,6 +80,13 @@ def resolve(config: ConfigDict, observation_size: int, action_size: int) -> Prog
     if not method.latent_action:
         settings = dataclasses.replace(settings, entropy=agent.action_entropy, prior=0.0)
     return Program(method, model, elbo, learner, settings)
+
+
+def check_rows(config: ConfigDict, mesh: Mesh) -> None:
+    """Raises InputError unless the mesh's devices divide every batch of the config."""
+    for section, name in (("world_model", "labelled_rows"), ("world_model", "unlabelled_rows"),
+                          ("agent", "start_rows")):
+        rows_per_device(config[section][name], mesh, f"{section}.{name}")
 
 
 def _fields(config: ConfigDict, *names: str) -> dict:

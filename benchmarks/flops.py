@@ -1,0 +1,85 @@
+"""Useful arithmetic of a program, counted from its jaxpr, and the rate that a device reaches.
+
+The compiler's own count takes a loop's body once; here a scan's body counts `length` times. Only
+matmuls and convolutions count, at two operations a multiply-add: what a matrix unit would do.
+"""
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.extend import core
+
+MATMUL_SIZE, MATMUL_REPETITIONS = 2048, 5
+
+
+def count(function: Callable[..., Any], *args: Any) -> int:
+    """Matmul and convolution operations of one call of `function`, of one device of a mesh.
+
+    args: arrays, or anything with shapes and dtypes; nothing is computed.
+
+    Raises:
+      ValueError: there is a matmul inside a loop whose length the jaxpr does not tell.
+    """
+    return _count(jax.make_jaxpr(function)(*args).jaxpr)
+
+
+def _count(jaxpr: core.Jaxpr) -> int:
+    total = 0
+    for equation in jaxpr.eqns:
+        name = equation.primitive.name
+        if name == "dot_general":
+            total += _dot(equation)
+        elif name == "conv_general_dilated":
+            total += _convolution(equation)
+        elif name == "cond":
+            total += max(map(_count, _inner(equation)))
+        elif name == "while":
+            if any(map(_count, _inner(equation))):
+                raise ValueError("a while loop holds a matmul: how often it runs is unknown")
+        else:
+            times = equation.params["length"] if name == "scan" else 1
+            total += times * sum(map(_count, _inner(equation)))
+    return total
+
+
+def _inner(equation: core.JaxprEqn) -> Iterator[core.Jaxpr]:
+    """The jaxprs that an equation calls."""
+    for value in equation.params.values():
+        for item in value if isinstance(value, (tuple, list)) else (value,):
+            if isinstance(item, core.ClosedJaxpr):
+                yield item.jaxpr
+            elif isinstance(item, core.Jaxpr):
+                yield item
+
+
+def _dot(equation: core.JaxprEqn) -> int:
+    left, _ = (v.aval.shape for v in equation.invars)
+    (contracted, _), _ = equation.params["dimension_numbers"]
+    inner = math.prod(left[i] for i in contracted)
+    return 2 * inner * math.prod(equation.outvars[0].aval.shape)
+
+
+def _convolution(equation: core.JaxprEqn) -> int:
+    kernel = equation.invars[1].aval.shape
+    out_features = equation.params["dimension_numbers"].rhs_spec[0]
+    per_output = math.prod(kernel) // kernel[out_features]  # spatial size times inputs a group
+    outputs = math.prod(equation.outvars[0].aval.shape)
+    # Zeros between inputs (a strided convolution's gradient) are not multiplied usefully.
+    return 2 * per_output * outputs // math.prod(equation.params["lhs_dilation"])
+
+
+def matmul_rate(dtype: Any = jnp.float32) -> float:
+    """Operations a second of a large matmul on one device: the fastest of a few."""
+    x = jnp.ones((MATMUL_SIZE, MATMUL_SIZE), dtype)
+    multiply = jax.jit(jnp.matmul).lower(x, x).compile()
+    jax.block_until_ready(multiply(x, x))
+    fastest = math.inf
+    for _ in range(MATMUL_REPETITIONS):
+        begin = time.perf_counter()
+        jax.block_until_ready(multiply(x, x))
+        fastest = min(fastest, time.perf_counter() - begin)
+    return 2 * MATMUL_SIZE**3 / fastest

@@ -1,0 +1,165 @@
+"""Compiles every train step for TPUs that are not here, and reports what the compiler says of it.
+
+    pip install -e '.[tpu]'
+    python -m benchmarks.tpu_compile --config=configs/dmc.py:cheetah_run --json=FILE
+
+THESE ARE THE COMPILER'S FIGURES AND PUBLISHED PEAK RATES, NOT MEASUREMENTS. For each topology
+(--topology=v5e:1x1,v5e:2x4 and so on) it prints, a step and a chip: memory, useful operations,
+bytes to and from the chip's memory, collectives and their bytes, the time that the compiler's
+cycle estimate comes to (loop bodies once for every trip), and the least time that the peak rates
+allow, with the term that sets it. A cycle estimate far above that bound says that the step is a
+chain of small operations: latency, not rates, is the limit, and larger batches or more seeds are
+nearly free.
+
+Batches are the config's, made as large as one row of each kind a chip where they are smaller.
+"""
+
+import argparse
+import json
+import os
+import sys
+import time
+from typing import Any, NamedTuple
+
+os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+os.environ["JAX_PLATFORMS"] = "cpu"  # the host's own backend; the target is named below
+
+from jax.experimental import topologies
+
+from benchmarks import flops, hlo
+from benchmarks.step_time import fill, table, train_steps
+from experiments import command_line
+from lawm_jax import runner
+from lawm_jax.errors import InputError
+
+TOPOLOGIES = "v5e:1x1,v5e:2x4,v5e:16x16"
+
+
+class Chip(NamedTuple):
+    """Published peak rates of one chip (Cloud TPU documentation, system architecture pages).
+
+    The clock follows from the peak rate and the number and size of the chip's matrix units.
+    """
+
+    flops: float  # bfloat16, a second
+    memory_bytes: float
+    memory_rate: float  # bytes a second
+    interconnect_rate: float  # bytes a second, all links of a chip
+    clock: float  # Hz
+
+
+CHIPS = {
+    "v4": Chip(275e12, 32e9, 1228e9, 300e9, 1.05e9),
+    "v5e": Chip(197e12, 16e9, 819e9, 200e9, 1.5e9),
+    "v5p": Chip(459e12, 95e9, 2765e9, 600e9, 1.75e9),
+    "v6e": Chip(918e12, 32e9, 1640e9, 448e9, 1.75e9),
+}
+
+COLUMNS = {
+    "memory_mb": ("memory, MB", ".0f"),
+    "useful_gflops_per_step": ("useful GFLOP", ".3f"),
+    "memory_traffic_mb": ("memory traffic, MB", ".1f"),
+    "collectives": ("collectives", "d"),
+    "collective_mb": ("collectives, MB", ".2f"),
+    "compiler_microseconds": ("compiler's estimate, µs", ".0f"),
+    "bound_microseconds": ("bound by rates, µs", ".1f"),
+    "limit": ("limit", ""),
+    "compile_seconds": ("compilation, s", ".0f"),
+}
+
+
+def devices(topology: str) -> list[Any]:
+    """The abstract devices of a topology such as v5e:2x4.
+
+    Raises:
+      InputError: an unknown chip or topology, or no TPU compiler installed.
+    """
+    chip = topology.partition(":")[0]
+    if chip not in CHIPS:
+        raise InputError(f"topology '{topology}': the chip is one of {', '.join(CHIPS)}")
+    options = {"chips_per_host_bounds": (1, 1, 1)} if topology.endswith(":1x1") else {}
+    try:
+        described = topologies.get_topology_desc(
+            platform="tpu", topology_name=topology, **options
+        )
+    except Exception as error:
+        reason = str(error).partition("\n")[0]
+        raise InputError(
+            f"topology '{topology}' cannot be described ({reason}); "
+            "the TPU compiler comes with pip install -e '.[tpu]'"
+        ) from error
+    return list(described.devices)
+
+
+def rows(config: Any, topology: str) -> list[dict[str, Any]]:
+    """Compiles every train step for one topology and returns its rows of the table."""
+    mesh = runner.make_mesh(devices(topology))
+    chip = CHIPS[topology.partition(":")[0]]
+    found = []
+    for train in train_steps(fill(config, mesh.size), mesh, abstract=True):
+        args = (train.state, train.shared, train.sharded)
+        operations = flops.count(lambda *args, train=train: train.step(*args, steps=1), *args)
+        begin = time.perf_counter()
+        compiled = train.step.lower(*args, steps=1).compile()
+        seconds = time.perf_counter() - begin
+        text, memory = compiled.as_text(), compiled.memory_analysis()
+        moved = hlo.collectives(text)
+        terms = {
+            "matrix units": operations / chip.flops,
+            "memory": hlo.memory_traffic(text) / chip.memory_rate,
+            "interconnect": sum(one.bytes for one in moved) / chip.interconnect_rate,
+        }
+        limit = max(terms, key=terms.__getitem__)
+        estimate = hlo.cycles(text) / chip.clock
+        if estimate > 2 * terms[limit]:
+            limit = f"latency ({limit})"
+        used = (
+            memory.argument_size_in_bytes + memory.output_size_in_bytes
+            + memory.temp_size_in_bytes - memory.alias_size_in_bytes
+        )  # fmt: skip
+        found.append({
+            "step": f"{train.name}, {topology}",
+            "topology": topology,
+            "chips": mesh.size,
+            "windows": train.windows,
+            "memory_mb": used / 1e6,
+            "share_of_memory": used / chip.memory_bytes,
+            "useful_gflops_per_step": operations / 1e9,
+            "memory_traffic_mb": hlo.memory_traffic(text) / 1e6,
+            "collectives": sum(one.count for one in moved),
+            "collective_kinds": sorted({one.kind for one in moved}),
+            "collective_mb": sum(one.bytes for one in moved) / 1e6,
+            "compiler_microseconds": 1e6 * estimate,
+            "bound_microseconds": 1e6 * max(terms.values()),
+            "limit": limit,
+            "compile_seconds": seconds,
+        })  # fmt: skip
+    return found
+
+
+def main() -> None:
+    """Reads the command line, compiles, prints a table and writes the JSON file."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--json", help="file to write {device, rows} to")
+    parser.add_argument(
+        "--topology", default=TOPOLOGIES, help=f"comma-separated; default {TOPOLOGIES}"
+    )
+    arguments, rest = parser.parse_known_args()
+    try:
+        config = command_line.parse([sys.argv[0], *rest]).config
+        found = [row for one in arguments.topology.split(",") for row in rows(config, one)]
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    print("The TPU compiler's figures and published peak rates, not measurements:\n")
+    print(table("compiled only", found, COLUMNS))
+    if arguments.json:
+        with open(arguments.json, "w") as file:
+            json.dump({"device": "none: TPU compiler only", "rows": found}, file, indent=2)
+
+
+if __name__ == "__main__":
+    main()
