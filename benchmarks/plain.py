@@ -75,9 +75,7 @@ def elbo(
         if action is None:
             q_u = head("inverse_dynamics", last, head("embed", observation).inverse)
             driving = head("decode_action", last, q_u.mean + q_u.std * noise["u"])
-            if config.sample_driving_action:
-                driving = driving + config.action_std * noise["a"]
-            driving = jnp.clip(driving, -1.0, 1.0)
+            driving = jnp.clip(driving + config.driving_noise * noise["a"], -1.0, 1.0)
             total -= config.latent_kl_weight * divergence(q_u, head("latent_prior", last))
         else:
             driving = action

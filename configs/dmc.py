@@ -76,9 +76,10 @@ def _world_model() -> ml_collections.ConfigDict:
     model.free_nats = 0.0
     model.latent_kl_weight = 0.3  # weight of KL[u]; the pure ELBO has 1
     model.inverse_on_labelled = 1.0  # labelled windows also train the inverse dynamics; pure: 0
-    # Unlabelled dynamics see a sample of p(a | s, u), not its mean: without its noise the decoded
-    # action becomes a channel through which the next observation leaks into the dynamics.
-    model.sample_driving_action = True
+    # Std of the noise on decoded actions that drive unlabelled dynamics; pure: action_std. Without
+    # it the actions become a channel through which the next observation leaks into the dynamics;
+    # with all of it they grow beyond the true ones to be heard.
+    model.driving_noise = 0.1
     # learning
     model.steps = 4000
     model.labelled_rows = 8  # windows a step, over all devices; a method that learns from
@@ -164,6 +165,7 @@ def _large(config: ml_collections.ConfigDict) -> None:
     model.dtype = "bfloat16"
     model.latent_kl_weight = 1.0
     model.inverse_on_labelled = 0.0
+    model.driving_noise = model.action_std
     if config.data.dataset in ("medium_replay", "plan2explore"):
         model.free_nats = 1.0  # LAWM Table 2
     model.steps = 100_000

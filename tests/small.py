@@ -36,7 +36,7 @@ def make_elbo(**changes):
     config = {
         "observation_std": 0.7, "reward_std": 0.4, "action_std": 0.3, "kl_balance": 0.8,
         "free_nats": 0.0, "latent_kl_weight": 0.6, "inverse_on_labelled": 0.0,
-        "sample_driving_action": False,
+        "driving_noise": 0.0,
     }
     return ElboConfig(**(config | changes))
 

@@ -49,7 +49,7 @@ def assert_close(a, b):
     ("method", "changes"),
     [
         ("lawm", PURE),
-        ("lawm", AUXILIARY | {"sample_driving_action": True}),
+        ("lawm", AUXILIARY | {"driving_noise": 0.2}),
         ("c_lap", {}),
         ("dreamer", {"free_nats": 3.0}),
     ],

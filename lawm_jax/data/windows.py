@@ -127,7 +127,7 @@ def sample_windows(data: TrajectoryArrays, keys: jax.Array, window: int) -> Wind
     def one(key: jax.Array) -> Windows:
         weight = jnp.cumsum(data.length + window)
         draw = jax.random.randint(key, (), 0, weight[-1])
-        row = jnp.searchsorted(weight, draw, side="right")
+        row = jnp.sum(weight <= draw)  # searchsorted without its loop
         offset = draw - (weight[row] - data.length[row] - window)
         start = jnp.clip(offset - (window - 1), 0, data.length[row] + 1 - window)
 

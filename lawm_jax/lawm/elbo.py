@@ -16,7 +16,10 @@ Metrics = dict[str, jax.Array]
 
 @dataclasses.dataclass(frozen=True)
 class ElboConfig:
-    """Likelihood widths and weights; latent_kl_weight 1, inverse_on_labelled 0: the pure ELBO."""
+    """Likelihood widths and weights.
+
+    The pure ELBO has latent_kl_weight 1, inverse_on_labelled 0 and driving_noise = action_std.
+    """
 
     observation_std: float  # of normalised observations
     reward_std: float
@@ -25,7 +28,7 @@ class ElboConfig:
     free_nats: float  # KL[s] below this many nats a step is not pushed further down
     latent_kl_weight: float  # weight of KL[u]
     inverse_on_labelled: float  # weight of the inverse dynamics' own action term on labelled rows
-    sample_driving_action: bool  # unlabelled dynamics see sampled instead of mean decoded actions
+    driving_noise: float  # std of the noise on decoded actions that drive unlabelled dynamics
 
 
 class Noise(NamedTuple):
@@ -79,7 +82,7 @@ def elbo_loss(
         )
     inference = infer(
         model, params, merged.observation, labelled.action, noise.inference,
-        config.action_std if config.sample_driving_action else 0.0,
+        config.driving_noise,
     )
     terms, metrics = _shared_terms(model, config, params, merged, inference)
     if model.latent_action:

@@ -247,7 +247,7 @@ def infer(
     observation: jax.Array,
     action: jax.Array,
     noise: InferenceNoise,
-    action_std: float = 0.0,
+    driving_noise: float = 0.0,
 ) -> Inference:
     """Filters windows through the posterior (LAWM equations 3 and 6).
 
@@ -259,14 +259,14 @@ def infer(
       observation: [L, B, O] normalised observations.
       action: [L-1, B_labelled, A] the true actions of the first B_labelled rows.
       noise: standard-normal noise.
-      action_std: std of the decoded actions that drive the dynamics; 0 takes their mean.
+      driving_noise: std of the noise on decoded actions that drive the dynamics; 0: their mean.
 
     Returns:
       An Inference.
     """
     embedding = model.apply({"params": params}, observation, method="embed")
     state, first_posterior = initial_state(model, params, embedding.posterior[0], noise.z[0])
-    noise = noise._replace(z=noise.z[1:], a=action_std * noise.a)
+    noise = noise._replace(z=noise.z[1:], a=driving_noise * noise.a)
     inputs = StepInputs(jax.tree.map(lambda x: x[1:], embedding), action, noise)
 
     def cell(variables: Params, state: State, inputs: StepInputs, **kwargs: Any) -> Any:

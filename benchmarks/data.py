@@ -1,0 +1,134 @@
+"""Speed of what feeds the train steps: shards, window sampling, simulators.
+
+    python -m benchmarks.data --config=configs/dmc.py:cheetah_run --json=FILE
+
+Shards of random trajectories in the config's sizes are written to a temporary directory and read
+back as a run reads them; windows are sampled by the compiled function that the train step calls;
+environments are stepped with random actions.
+"""
+
+import argparse
+import contextlib
+import json
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from benchmarks.step_time import REPETITIONS, Row, random_data, table
+from experiments import command_line
+from lawm_jax.data.shards import read_dataset, write_dataset
+from lawm_jax.data.trajectory import Trajectory
+from lawm_jax.data.windows import sample_windows
+from lawm_jax.envs.dmc import ControlSuite, task_spec
+from lawm_jax.errors import InputError
+from lawm_jax.lawm.methods import resolve
+
+SAMPLES, ENVIRONMENTS, ENVIRONMENT_STEPS = 200, 16, 200
+
+
+def fastest(function: Callable[[], Any]) -> float:
+    """Seconds of the fastest of a few calls, after one that is not counted."""
+    function()
+    seconds = []
+    for _ in range(REPETITIONS):
+        begin = time.perf_counter()
+        function()
+        seconds.append(time.perf_counter() - begin)
+    return min(seconds)
+
+
+def rows(config: Any) -> list[Row]:
+    """Measures shards, windows and environments of a config."""
+    spec = task_spec(config.task)
+    program = resolve(config, spec.observation_size, spec.action_size)
+    count, sizes = config.data.trajectories, program.learner
+    arrays = random_data(program, count + 1, count).labelled
+    trajectories = [
+        Trajectory(o, a, r)
+        for o, a, r in zip(arrays.observation, arrays.action, arrays.reward, strict=True)
+    ]
+    measured = []
+    with tempfile.TemporaryDirectory() as directory:
+        begin = time.perf_counter()
+        write_dataset(directory, "noise/all", trajectories, {})
+        written = time.perf_counter() - begin
+        read = fastest(lambda: read_dataset(directory, "noise/all"))
+    megabytes = sum(x.nbytes for x in arrays) / 1e6
+    for name, seconds in (("write_shards", written), ("read_shards", read)):
+        measured.append({
+            "step": name, "steps_per_second": count * arrays.reward.shape[1] / seconds,
+            "trajectories_per_second": count / seconds, "mb_per_second": megabytes / seconds,
+        })  # fmt: skip
+
+    device = jax.device_put(arrays)
+    batch = sizes.labelled_rows + sizes.unlabelled_rows
+
+    @jax.jit
+    def sample(arrays: Any) -> Any:
+        def body(total: jax.Array, step: jax.Array) -> tuple:
+            keys = jax.random.split(jax.random.fold_in(jax.random.key(0), step), batch)
+            windows = sample_windows(arrays, keys, sizes.window)
+            return total + sum(jnp.sum(x) for x in windows), None
+
+        return jax.lax.scan(body, 0.0, jnp.arange(SAMPLES))[0]
+
+    seconds = fastest(lambda: jax.block_until_ready(sample(device)))
+    measured.append({
+        "step": "sample_windows", "steps_per_second": SAMPLES / seconds,
+        "milliseconds_per_step": 1000 * seconds / SAMPLES,
+        "windows_per_second": batch * SAMPLES / seconds,
+    })  # fmt: skip
+    with contextlib.closing(ControlSuite(config.task, ENVIRONMENTS, seed=0)) as env:
+        actions = np.random.default_rng(0).uniform(
+            -1, 1, (ENVIRONMENT_STEPS, ENVIRONMENTS, spec.action_size)
+        ).astype(np.float32)
+
+        def play() -> None:
+            env.reset()
+            for action in actions:
+                env.step(action)
+
+        seconds = fastest(play)
+    measured.append({
+        "step": "step_environments",
+        "steps_per_second": ENVIRONMENTS * ENVIRONMENT_STEPS / seconds,
+    })  # fmt: skip
+    return measured
+
+
+COLUMNS = {
+    "steps_per_second": ("steps/s", ".0f"),
+    "trajectories_per_second": ("trajectories/s", ".0f"),
+    "mb_per_second": ("MB/s", ".0f"),
+    "milliseconds_per_step": ("ms a batch", ".3f"),
+    "windows_per_second": ("windows/s", ".0f"),
+}
+
+
+def main() -> None:
+    """Reads the command line, measures, prints a table and writes the JSON file."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--json", help="file to write {device, rows} to")
+    arguments, rest = parser.parse_known_args()
+    try:
+        measured = rows(command_line.parse([sys.argv[0], *rest]).config)
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    device = f"{jax.device_count()} x {jax.devices()[0].device_kind}"
+    print(table(device, measured, COLUMNS))
+    if arguments.json:
+        with open(arguments.json, "w") as file:
+            json.dump({"device": device, "rows": measured}, file, indent=2)
+
+
+if __name__ == "__main__":
+    main()
