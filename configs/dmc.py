@@ -79,7 +79,7 @@ def _world_model() -> ml_collections.ConfigDict:
     # Std of the noise on decoded actions that drive unlabelled dynamics; pure: action_std. Without
     # it the actions become a channel through which the next observation leaks into the dynamics;
     # with all of it they grow beyond the true ones to be heard.
-    model.driving_noise = 0.1
+    model.driving_noise = 0.05
     # learning
     model.steps = 4000
     model.labelled_rows = 8  # windows a step, over all devices; a method that learns from
@@ -95,7 +95,7 @@ def _world_model() -> ml_collections.ConfigDict:
 
 def _agent() -> ml_collections.ConfigDict:
     agent = ml_collections.ConfigDict()
-    agent.steps = 3000
+    agent.steps = 2000
     agent.start_rows = 128  # states that imagination starts from, over all devices
     agent.horizon = 8
     agent.epsilon = 2.0  # support: standard deviations of the latent-action prior

@@ -23,6 +23,7 @@ HELP = """\
   --workdir=DIR           where the run keeps everything (default: under runs/, after the config)
   --data_dir=DIR          where data sets are found or made (default: data)
   --render                also write a video of the final policy
+  --distributed=MODE      several hosts: on, off, or auto (default), which tells by the environment
   --profile               also write a trace of one dispatch a phase, for TensorBoard or XProf
   --help                  this text
 """
@@ -39,6 +40,7 @@ class CommandLine:
     data_dir: str
     render: bool
     profile: bool
+    distributed: str
 
     def run_name(self) -> str:
         """A directory name for the run: the config file, its arguments, the overrides sorted."""
@@ -70,10 +72,13 @@ def parse(argv: list[str]) -> CommandLine:
     flags.DEFINE_string("data_dir", "data", "", flag_values=values)
     flags.DEFINE_boolean("render", False, "", flag_values=values)
     flags.DEFINE_boolean("profile", False, "", flag_values=values)
+    flags.DEFINE_enum("distributed", "auto", ["auto", "on", "off"], "", flag_values=values)
     try:
         rest = values(argv)[1:]
     except flags.UnrecognizedFlagError as error:
-        known = ["config", "workdir", "data_dir", "render", "profile", "help"]
+        known = [
+            "config", "workdir", "data_dir", "render", "profile", "distributed", "help"
+        ]
         raise InputError(
             f"unknown flag '--{error.flagname}'; nearest: '--{_nearest(error.flagname, known)}'"
         ) from error
@@ -91,6 +96,7 @@ def parse(argv: list[str]) -> CommandLine:
         data_dir=values.data_dir,
         render=values.render,
         profile=values.profile,
+        distributed=values.distributed,
     )
 
 

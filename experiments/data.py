@@ -1,7 +1,7 @@
 """The data set of a run: read from the data directory, or made there from shipped snapshots."""
 
 from experiments.launch import Run
-from lawm_jax import collect, policies
+from lawm_jax import collect, policies, runner
 from lawm_jax.data.shards import Dataset, dataset_exists, read_dataset, write_dataset
 from lawm_jax.data.trajectory import validate
 from lawm_jax.envs.dmc import TaskSpec
@@ -17,7 +17,7 @@ def load_dataset(run: Run, spec: TaskSpec) -> Dataset:
     """
     data = run.config.data
     name = data.name or f"{spec.task}/{data.dataset}_{data.trajectories}"
-    if not data.name and not dataset_exists(run.data_dir, name):
+    if runner.is_main() and not data.name and not dataset_exists(run.data_dir, name):
         print(f"making {name} in {run.data_dir} from shipped snapshots", flush=True)
         trajectories, metadata = collect.make_dataset(
             spec.task, data.dataset, data.trajectories, COLLECTION_SEED,
@@ -25,6 +25,7 @@ def load_dataset(run: Run, spec: TaskSpec) -> Dataset:
         )
         if not dataset_exists(run.data_dir, name):  # another run may have made the same meanwhile
             write_dataset(run.data_dir, name, trajectories, metadata)
+    runner.wait_for_all("data set")  # which process 0 may have made just now
     dataset = read_dataset(run.data_dir, name)
     run.stop.check()
     validate(

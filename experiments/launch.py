@@ -100,10 +100,12 @@ def _run(main: Callable[[Run], None], argv: list[str]) -> int:
     parsed = command_line.parse(argv)
     experiment = Path(argv[0]).stem
     workdir = Path(parsed.workdir or Path("runs", experiment, parsed.run_name()))
+    results = workdir / "results.json"
+    if not _is_main(parsed.distributed):  # the one that is claims, locks, logs and writes
+        return DONE if results.exists() else _start(main, parsed, experiment, workdir, argv)
     with _lock(workdir):
         config = json.loads(parsed.config.to_json_best_effort())
         _claim(workdir, {"experiment": experiment, "config": config})
-        results = workdir / "results.json"
         if results.exists():
             print(f"{workdir} is finished:\n\n{summary(json.loads(results.read_text()))}")
             if not parsed.render:
@@ -113,6 +115,13 @@ def _run(main: Callable[[Run], None], argv: list[str]) -> int:
         except InputError:
             _unclaim(workdir)
             raise
+
+
+def _is_main(distributed: str) -> bool:
+    """Connects the hosts where there are several; whether this process is the one that writes."""
+    from lawm_jax import runner
+
+    return not runner.connect(distributed) or runner.is_main()
 
 
 def _start(
@@ -125,7 +134,8 @@ def _start(
     stop = StopSignal()
     stop.install()
     commit = _commit()
-    print(f"{experiment}: {_start_jax()}, commit {commit}, work directory {workdir}", flush=True)
+    devices = _start_jax()
+    print(f"{experiment}: {devices}, commit {commit}, work directory {workdir}", flush=True)
 
     from etils import epath
 
@@ -253,4 +263,5 @@ def _start_jax() -> str:
         raise InputError(f"JAX found no device for JAX_PLATFORMS={asked}: {reason}") from error
     kind = devices[0].device_kind
     name = jax.default_backend() + ("" if kind == jax.default_backend() else f" ({kind})")
-    return f"{len(devices)} device{'s' if len(devices) > 1 else ''}, {name}"
+    several = f" on {jax.process_count()} hosts" if jax.process_count() > 1 else ""
+    return f"{len(devices)} device{'s' if len(devices) > 1 else ''}, {name}{several}"

@@ -74,7 +74,7 @@ def main(run: launch.Run) -> None:
         evaluate=errors_of,
         shown=("loss", "observation_error", "kl_s", "inverse_action_error"),
     )
-    world = session.state["world_model"]
+    world = runner.local(session.state["world_model"])
     seen = [arrays for arrays in training if arrays is not None]
     starts = evaluate.start_states(program.model, world, seen, mesh.size)
     actor = evaluate.make_actor(program.model, program.agent)
@@ -90,14 +90,16 @@ def main(run: launch.Run) -> None:
     session.train(
         "agent",
         runner.data_parallel(agent_step, mesh),
-        shared=world.params,
+        shared=session.state["world_model"].params,
         sharded=runner.shard(starts, mesh),
         total=program.agent.steps,
         evaluate=lambda agent: play(agent, config.run.evaluation_episodes).summary(),
         shown=("imagined_reward", "imagined_return", "value_error"),
     )
-    agent = session.state["agent"]
+    agent = runner.local(session.state["agent"])
     session.close()
+    if not runner.is_main():
+        return
     if not (run.workdir / "results.json").exists():
         final = play(agent, config.run.final_episodes)
         errors = {name: float(x) for name, x in errors_of(world).items()}

@@ -9,8 +9,9 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from experiments.launch import Run
+from experiments.launch import Run, Stopped
 from experiments.progress import Progress
+from lawm_jax import runner
 from lawm_jax.checkpoint import Checkpoints
 from lawm_jax.errors import InputError
 from lawm_jax.metrics import MetricLogger, check_finite
@@ -33,7 +34,7 @@ class Session:
           InputError: a damaged checkpoint, one of another architecture, or one that was trained on
             data of another fingerprint.
         """
-        self._run, self._fingerprint = run, fingerprint
+        self._run, self._fingerprint, self._main = run, fingerprint, runner.is_main()
         self._checkpoints = Checkpoints(run.workdir / "checkpoints")
         restored = self._checkpoints.restore(state)
         extra = restored.extra if restored else {}
@@ -44,12 +45,13 @@ class Session:
                 "choose another --workdir"
             )
         self.state = restored.state if restored else state
-        self.logger = MetricLogger(run.workdir, extra.get("position"))
+        self.logger = MetricLogger(run.workdir, extra.get("position")) if self._main else None
         self.compile_seconds = extra.get("compile_seconds", 0.0)
         self._seconds_before, self._started = extra.get("seconds", 0.0), time.monotonic()
         if restored:
             steps = (f"{phase} {int(self.state[phase].step)}" for phase in state)
-            print(f"continuing from {', '.join(steps)}", flush=True)
+            if self._main:
+                print(f"continuing from {', '.join(steps)}", flush=True)
 
     @property
     def seconds(self) -> float:
@@ -61,14 +63,15 @@ class Session:
         step = sum(int(state.step) for state in self.state.values())
         self._checkpoints.save(step, self.state, {
             "fingerprint": self._fingerprint,
-            "position": self.logger.position(),
+            "position": self.logger.position() if self.logger else None,
             "seconds": self.seconds,
             "compile_seconds": self.compile_seconds,
         })
 
     def close(self) -> None:
         """Closes logs and checkpoints."""
-        self.logger.close()
+        if self.logger:
+            self.logger.close()
         self._checkpoints.close()
 
     def train(
@@ -85,8 +88,8 @@ class Session:
 
         Args:
           step_fn: from `runner.data_parallel`.
-          evaluate: called on the state every run.evaluate_every steps and at the end; its metrics
-            are logged and kept with the phase.
+          evaluate: called on this host's copy of the state every run.evaluate_every steps and at
+            the end, by the main process alone; its metrics are logged.
           shown: names of the metrics that the progress line shows.
 
         Raises:
@@ -105,7 +108,8 @@ class Session:
                 pending = None
 
         while step < total:
-            self._run.stop.check()  # before anything was dispatched: the last checkpoint stands
+            if self._stopping(saving=False):
+                raise Stopped  # before anything was dispatched: the last checkpoint stands
             count = min(settings.steps_per_call, total - step)
             before = time.monotonic()
             dispatch = functools.partial(step_fn, self.state[phase], shared, sharded, steps=count)
@@ -118,16 +122,25 @@ class Session:
             self.state[phase], pending, step = state, (step, metrics), step + count
             done = step == total
             due = lambda every, step=step, done=done: done or step % every == 0
-            if due(settings.evaluate_every):
+            if self._main and due(settings.evaluate_every):
                 flush()
-                values = evaluate(self.state[phase])
+                values = evaluate(runner.local(self.state[phase]))
                 check_finite(phase, values, step)
                 self.logger.log(step, phase, values)
-            if due(settings.checkpoint_every) or self._run.stop.requested:
+            saving = due(settings.checkpoint_every)
+            stopping = self._stopping(saving)
+            if saving or stopping:
                 flush()
                 self.save()
-            self._run.stop.check()
+            if stopping:
+                raise Stopped
         progress.close()
+
+    def _stopping(self, saving: bool) -> bool:
+        """Whether a signal asks to stop; several hosts agree on it where they save anyway."""
+        if jax.process_count() == 1:
+            return self._run.stop.requested
+        return saving and runner.on_any_process(self._run.stop.requested)
 
     def _traced(self, phase: str, dispatch: Callable[[], PyTree]) -> PyTree:
         """Calls `dispatch` with the device otherwise idle and writes a profiler's trace of it."""
@@ -143,6 +156,8 @@ class Session:
     ) -> None:
         metrics = jax.device_get(metrics)
         check_finite(phase, metrics, first + 1)
+        if self.logger is None:
+            return
         means = {name: float(np.mean(values)) for name, values in metrics.items()}
         step = first + len(next(iter(metrics.values())))
         self.logger.log(step, phase, means)

@@ -2,13 +2,18 @@
 
 A step is written for one device, with collectives over the axis `AXIS`. `data_parallel` scans it
 and maps it: the train state and shared inputs are replicated, trajectories are sharded.
+
+On several hosts every process runs the same program on the same inputs; each holds its devices'
+share. Process 0 alone evaluates, logs and writes.
 """
 
+import os
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -23,14 +28,94 @@ def make_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:
     return Mesh(np.array(devices if devices is not None else jax.devices()), (AXIS,))
 
 
+def connect(mode: str = "auto", timeout_seconds: int = 120) -> bool:
+    """Joins the processes of a run on several hosts; call it before anything touches a device.
+
+    Args:
+      mode: "off", "on", or "auto": where the environment names a coordinator, or on a TPU VM. The
+        cluster is described by JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID, or
+        found by JAX (Cloud TPU, Slurm, Kubernetes, MPI).
+      timeout_seconds: how long to wait for the other processes.
+
+    Returns:
+      Whether there was something to join.
+
+    Raises:
+      InputError: unknown mode; no cluster was found; the other processes did not come.
+    """
+    if mode not in ("auto", "on", "off"):
+        raise InputError(f"--distributed is '{mode}'; choose auto, on or off")
+    coordinator = "JAX_COORDINATOR_ADDRESS" in os.environ
+    if mode == "off" or (mode == "auto" and not coordinator and not _on_tpu_vm()):
+        return False
+    processes, process = (_number(name) for name in ("JAX_NUM_PROCESSES", "JAX_PROCESS_ID"))
+    try:
+        jax.distributed.initialize(
+            num_processes=processes, process_id=process, initialization_timeout=timeout_seconds
+        )
+    except (ValueError, RuntimeError) as error:
+        raise InputError(
+            f"the hosts of this run did not find each other ({str(error).partition(chr(10))[0]}): "
+            "start the same command on all hosts, or pass --distributed=off"
+        ) from error
+    return True
+
+
+def _number(variable: str) -> int | None:
+    text = os.environ.get(variable)
+    if text is not None and not text.isdecimal():
+        raise InputError(f"the environment's {variable} is '{text}', not a number")
+    return None if text is None else int(text)
+
+
+def _on_tpu_vm() -> bool:
+    """Whether this is a Cloud TPU VM that should use its TPU."""
+    platforms = os.environ.get("JAX_PLATFORMS", "tpu")
+    return "tpu" in platforms and any(map(os.path.exists, ("/dev/accel0", "/dev/vfio/0")))
+
+
+def is_main() -> bool:
+    """Whether this process evaluates, logs and writes."""
+    return jax.process_index() == 0
+
+
+def wait_for_all(where: str) -> None:
+    """Returns when every process has come here."""
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(where)
+
+
+def on_any_process(flag: bool) -> bool:
+    """Whether the flag is set on any process; all must ask at the same point of the program."""
+    if jax.process_count() == 1:
+        return flag
+    return bool(np.any(multihost_utils.process_allgather(np.asarray(flag))))
+
+
 def replicate(tree: PyTree, mesh: Mesh) -> PyTree:
     """Puts a copy of every leaf on every device."""
-    return jax.device_put(tree, NamedSharding(mesh, P()))
+    return _put(tree, NamedSharding(mesh, P()))
 
 
 def shard(tree: PyTree, mesh: Mesh) -> PyTree:
     """Divides every leaf's leading axis among the devices."""
-    return jax.device_put(tree, NamedSharding(mesh, P(AXIS)))
+    return _put(tree, NamedSharding(mesh, P(AXIS)))
+
+
+def _put(tree: PyTree, sharding: NamedSharding) -> PyTree:
+    if jax.process_count() == 1:
+        return jax.device_put(tree, sharding)
+
+    def put(x: Any) -> jax.Array:
+        x = np.asarray(x)
+        return jax.make_array_from_callback(x.shape, sharding, lambda index: x[index])
+
+    return jax.tree.map(put, tree)
+
+
+def local(tree: PyTree) -> PyTree:
+    """A replicated tree as one of this process's devices has it, for work that is not mapped."""
+    return jax.tree.map(lambda x: x.addressable_data(0), tree)
 
 
 def rows_per_device(rows: int, mesh: Mesh, name: str) -> int:

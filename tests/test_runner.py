@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import json
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +13,7 @@ import eight_devices
 import jax
 import numpy as np
 import pytest
+import two_processes
 from small import make_elbo, make_model, make_trajectory
 
 from lawm_jax import runner
@@ -115,17 +117,29 @@ def test_a_batch_that_devices_do_not_divide_is_refused():
 # ---- eight devices, in a process that has them
 
 
+def start(script, *args, devices, **environment):
+    """Starts a script of this folder with forced host devices."""
+    flags = f"--xla_force_host_platform_device_count={devices}"
+    root = Path(__file__).parent.parent
+    return subprocess.Popen(
+        [sys.executable, script.__file__, *map(str, args)],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        env=os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(root)}
+        | environment,
+    )
+
+
+def output(process):
+    """What the script printed last, from JSON."""
+    out, err = process.communicate()
+    assert process.returncode == 0, err
+    return json.loads(out.splitlines()[-1])
+
+
 @pytest.fixture(scope="module")
 def eight():
     """What tests/eight_devices.py finds: name -> largest relative difference."""
-    flags = "--xla_force_host_platform_device_count=8"
-    root = Path(__file__).parent.parent
-    done = subprocess.run(
-        [sys.executable, eight_devices.__file__], capture_output=True, text=True, check=False,
-        env=os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(root)},
-    )
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout)
+    return output(start(eight_devices, devices=8))
 
 
 def test_eight_devices_give_the_gradients_of_one(eight):
@@ -139,3 +153,31 @@ def test_eight_devices_learn_the_same_as_one(eight):
 
 def test_the_mapped_step_equals_pmap(eight):
     assert eight["pmap"] < 1e-6
+
+
+def test_two_processes_learn_the_same_as_one(tmp_path):
+    alone = start(two_processes, tmp_path / "alone", devices=4)
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        address = f"localhost:{free.getsockname()[1]}"
+    pair = [
+        start(
+            two_processes, tmp_path / "pair", devices=2, JAX_COORDINATOR_ADDRESS=address,
+            JAX_NUM_PROCESSES="2", JAX_PROCESS_ID=str(i),
+        )
+        for i in range(2)
+    ]
+    expected = output(alone)
+    _, err = pair[1].communicate()
+    assert pair[1].returncode == 0, err
+    np.testing.assert_allclose(output(pair[0]), expected, rtol=1e-4, atol=1e-6)
+
+
+def test_hosts_that_do_not_come_are_reported(monkeypatch):
+    monkeypatch.setenv("JAX_COORDINATOR_ADDRESS", "localhost:1")
+    monkeypatch.setenv("JAX_NUM_PROCESSES", "two")
+    assert not runner.connect("off")
+    with pytest.raises(InputError, match="JAX_NUM_PROCESSES is 'two', not a number"):
+        runner.connect("auto")
+    with pytest.raises(InputError, match="choose auto, on or off"):
+        runner.connect("yes")
