@@ -231,6 +231,7 @@ def test_a_step_of_every_config(method, preset):
 def test_the_large_preset_is_the_papers_objective(dataset):
     elbo = resolve(get_config(f"walker_walk,{dataset},large"), OBSERVATION, ACTION).elbo
     assert (elbo.latent_kl_weight, elbo.inverse_on_labelled) == (1.0, 0.0)
+    assert elbo.driving_noise == elbo.action_std  # unlabelled dynamics see samples of p(a | s, u)
     assert elbo.free_nats == (1.0 if dataset in ("medium_replay", "plan2explore") else 0.0)
 
 
