@@ -6,18 +6,24 @@ import json
 import jax
 import jax.numpy as jnp
 import numpy as np
-from small import make_elbo, make_model, make_params, make_trajectory, make_windows
+from small import U, make_elbo, make_model, make_params, make_trajectory, make_windows
 
 from lawm_jax import runner
 from lawm_jax.data.windows import Windows, stack
-from lawm_jax.lawm import learner
+from lawm_jax.lawm import actor_critic, learner
 from lawm_jax.lawm.elbo import draw_noise, elbo_loss
 from lawm_jax.lawm.learner import LearnerConfig, TrainingData
+from lawm_jax.lawm.world_model import State
 
 WINDOW, ROWS, DEVICES = 3, 8, 8
 CONFIG = LearnerConfig(
     steps=10, labelled_rows=ROWS, unlabelled_rows=ROWS, window=WINDOW, learning_rate=1e-2,
     learning_rate_end=0.0, warmup_steps=0, weight_decay=1e-3, gradient_clip=100.0,
+)
+AGENT = actor_critic.AgentConfig(
+    steps=10, start_rows=ROWS, horizon=3, epsilon=2.0, discount=0.9, lambda_=0.9, entropy=0.1,
+    prior=0.2, target_rate=0.1, units=4, layers=1, values=2, policy_size=U, learning_rate=1e-2,
+    gradient_clip=100.0,
 )
 MODEL, ELBO = make_model(units=4, layers=1), make_elbo()
 
@@ -73,6 +79,16 @@ def train(devices):
     return jax.device_get(out)
 
 
+def train_agent(devices):
+    """Two agent steps from starts that are all one state, whichever device draws it."""
+    mesh = runner.make_mesh(jax.devices()[:devices])
+    run = runner.data_parallel(actor_critic.make_step(MODEL, AGENT, devices), mesh)
+    state = runner.replicate(actor_critic.init(MODEL, AGENT, 0), mesh)
+    ramp = lambda size: np.tile(np.linspace(-1, 1, size, dtype=np.float32), (DEVICES, 1))
+    starts = runner.shard(State(ramp(MODEL.deterministic), ramp(MODEL.stochastic)), mesh)
+    return jax.device_get(run(state, runner.replicate(make_params(MODEL), mesh), starts, steps=2))
+
+
 def pmap():
     """The same two steps by jax.pmap; every device's answer is compared."""
     step, state, data = make_training(DEVICES)
@@ -94,6 +110,7 @@ if __name__ == "__main__":
         "gradient": difference(eight, one),
         "gradient, noise by device": difference(gradients(DEVICES, jnp.arange), one),
         "train step": difference(trained, train(1)),
+        "agent step": difference(train_agent(DEVICES), train_agent(1)),
         "pmap": max(
             difference(jax.tree.map(lambda x, i=i: x[i], mapped), trained) for i in range(DEVICES)
         ),

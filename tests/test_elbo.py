@@ -162,3 +162,26 @@ def test_noise_follows_the_row_not_the_batch():
     np.testing.assert_array_equal(part.labelled_u, whole.labelled_u[:, :, 1:])
     everything = np.concatenate([np.ravel(x) for x in jax.tree.leaves(whole)])
     assert len(np.unique(everything)) == everything.size  # no two numbers are the same draw
+
+
+def test_bfloat16_changes_the_loss_by_less_than_a_hundredth():
+    """Products are rounded to 8 bits, sums and statistics are not; gradients keep their direction."""
+    config = make_elbo(**AUXILIARY)
+    params, batch = make_params(make_model()), make_batch(make_model())
+    answers = []
+    for dtype in (jnp.float32, jnp.bfloat16):
+        model = make_model(dtype=dtype)
+        loss = gradient(lambda *args: elbo_loss(*args)[0], model, config)
+        value, grads = loss(params, *batch)
+        answers.append((float(value), np.concatenate([x.ravel() for x in jax.tree.leaves(grads)])))
+    (full, full_grad), (half, half_grad) = answers
+    assert 0 < abs(half - full) < 0.01 * abs(full)
+    cosine = full_grad @ half_grad / np.linalg.norm(full_grad) / np.linalg.norm(half_grad)
+    assert cosine > 0.99
+
+
+def test_compiled_equals_eager():
+    model, config = make_model(), make_elbo()
+    params, batch = make_params(model), make_batch(model)
+    loss = lambda params: elbo_loss(model, config, params, *batch)
+    assert_close(loss(params), jax.jit(loss)(params))

@@ -69,6 +69,21 @@ def test_steps_of_one_dispatch_equal_steps_one_by_one(train, trajectories):
     assert len(np.unique(many_metrics["loss"])) == 3  # every step draws windows of its own
 
 
+def test_nothing_is_compiled_after_the_first_dispatch(trajectories):
+    """The state that comes out has the shapes, types and placement of the one that went in."""
+    mesh = runner.make_mesh(jax.devices()[:1])
+    model, optimiser = make_model(), learner.make_optimiser(CONFIG)
+    data = make_data(trajectories)
+    fresh = learner.init(model, optimiser, learner.fit_normaliser(data), seed=3)
+    state, data = runner.replicate(fresh, mesh), runner.shard(data, mesh)
+    run = runner.data_parallel(learner.make_step(model, make_elbo(), CONFIG, optimiser, 1), mesh)
+    for _ in range(3):
+        given = state
+        state, _ = run(given, None, data, steps=1)
+        assert all(x.is_deleted() for x in jax.tree.leaves(given))  # donated: used once
+    assert run._cache_size() == 1
+
+
 def test_seeds_side_by_side_learn_as_each_alone(trajectories):
     mesh = runner.make_mesh(jax.devices()[:1])
     model, optimiser = make_model(), learner.make_optimiser(CONFIG)
@@ -149,6 +164,7 @@ def test_eight_devices_give_the_gradients_of_one(eight):
 
 def test_eight_devices_learn_the_same_as_one(eight):
     assert eight["train step"] < 1e-4
+    assert eight["agent step"] < 1e-4
 
 
 def test_the_mapped_step_equals_pmap(eight):

@@ -181,7 +181,7 @@ def agent_loss(
         "imagined_reward": reward.mean(),
         "imagined_return": returns.mean() / scale,
         "value_disagreement": jnp.std(estimate, axis=0).mean() / scale,
-        "value_error": jnp.sqrt(jnp.mean(value_error**2)) / scale,
+        "value_error": jnp.mean((value_error / scale) ** 2),  # its root is taken over all devices
         "policy_log_prob": rollout.log_prob.mean(),
         "policy_saturation": jnp.mean(rollout.v**2),
         "policy_loss": policy_loss,
@@ -220,6 +220,7 @@ def make_step(
         grads, metrics = jax.lax.pmean((grads, metrics), AXIS)
         updates, opt_state = optimiser.update(grads, state.opt_state, trained)
         trained = optax.apply_updates(trained, updates)
+        metrics["value_error"] = jnp.sqrt(metrics["value_error"])
         metrics["policy_gradient_norm"] = optax.tree.norm(grads["policy"])
         metrics["value_gradient_norm"] = optax.tree.norm(grads["value"])
         state = state.replace(
