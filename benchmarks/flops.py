@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jax.extend import core
 
-MATMUL_SIZE, MATMUL_REPETITIONS = 2048, 5
+MATMUL_REPETITIONS = 5
 
 
 def count(function: Callable[..., Any], *args: Any) -> int:
@@ -72,14 +72,25 @@ def _convolution(equation: core.JaxprEqn) -> int:
     return 2 * per_output * outputs // math.prod(equation.params["lhs_dilation"])
 
 
-def matmul_rate(dtype: Any = jnp.float32) -> float:
-    """Operations a second of a large matmul on one device: the fastest of a few."""
-    x = jnp.ones((MATMUL_SIZE, MATMUL_SIZE), dtype)
-    multiply = jax.jit(jnp.matmul).lower(x, x).compile()
+def matmul_rate(dtype: Any = jnp.float32, size: int | None = None) -> float:
+    """Operations a second of large matmuls on one device: the fastest of a few dispatches.
+
+    size: of the square matrices; by default one that keeps the backend busy for a while.
+    """
+    on_cpu = jax.default_backend() == "cpu"
+    size, chain = size or (2048 if on_cpu else 8192), 2 if on_cpu else 20
+
+    @jax.jit
+    def multiply(x: jax.Array, y: jax.Array) -> jax.Array:
+        for _ in range(chain):  # one after the other: the dispatch is a small part
+            y = x @ y
+        return y
+
+    x = jnp.full((size, size), 1 / size, dtype)  # its powers are itself
     jax.block_until_ready(multiply(x, x))
     fastest = math.inf
     for _ in range(MATMUL_REPETITIONS):
         begin = time.perf_counter()
         jax.block_until_ready(multiply(x, x))
         fastest = min(fastest, time.perf_counter() - begin)
-    return 2 * MATMUL_SIZE**3 / fastest
+    return 2 * chain * size**3 / fastest

@@ -87,7 +87,11 @@ def _traffic(operation: Operation, computation: Computation, module: dict) -> in
         int(one.text.partition(")")[0]): one
         for one in inside.values() if one.kind == "parameter"
     }  # fmt: skip
-    result, total = _bytes(operation.shape, main_memory=True), 0
+    written = operation
+    if operation.kind.endswith("-start"):  # its shape repeats the operands; the end's does not
+        ends = (one for one in computation.values() if operation.name in one.operands)
+        written = next((one for one in ends if one.kind.endswith("-done")), operation)
+    result, total = _bytes(written.shape, main_memory=True), 0
     for i, name in enumerate(operation.operands):
         source = computation.get(name)
         size = _bytes(source.shape, main_memory=True) if source else 0
@@ -99,15 +103,17 @@ def _traffic(operation: Operation, computation: Computation, module: dict) -> in
             total += size
             continue
         target = parameters[i].name if i in parameters else name
-        if all(u.kind in ("dynamic-slice", "gather") and u.operands[0] == target for u in users):
+        if operation.kind == "slice-start":
+            size = min(size, _bytes(written.shape))
+        elif all(u.kind in ("dynamic-slice", "gather") and u.operands[0] == target for u in users):
             size = min(size, sum(_bytes(u.shape) for u in users))
         elif all(
             u.kind == "dynamic-update-slice" and u.operands[0] == target for u in users
         ):
             where = inside or computation
             updates = (where.get(u.operands[1]) for u in users)
-            size = sum(_bytes(update.shape) for update in updates if update)
-            result = min(result, size)
+            part = sum(_bytes(update.shape) for update in updates if update)
+            result, size = max(part, result - size + part), 0  # the rest stays where it is
         total += size
     return total + result
 

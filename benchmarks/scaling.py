@@ -14,8 +14,12 @@ import subprocess
 import sys
 from typing import Any
 
+from experiments import command_line
+from lawm_jax.errors import InputError
+
 DEVICES = (1, 2, 4, 8)
 STEPS = 3
+TOLERANCE = 1e-3  # relative, of losses after a few steps
 
 
 def measure(config: Any) -> list[dict[str, Any]]:
@@ -55,10 +59,13 @@ def main() -> None:
     parser.add_argument("--child", action="store_true", help=argparse.SUPPRESS)
     arguments, rest = parser.parse_known_args()
     if arguments.child:
-        from experiments import command_line
-
         print(json.dumps(measure(command_line.parse([sys.argv[0], *rest]).config)))
         return
+    try:
+        command_line.parse([sys.argv[0], *rest])
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
     rows = []
     for devices in DEVICES:
         environment = os.environ | {
@@ -81,6 +88,10 @@ def main() -> None:
             f"| {row['step']} | {row['devices']} | {losses} | {row['collectives']} "
             f"| {row['collective_bytes'] / 1e3:.1f} |"
         )
+    for row in rows:
+        one = next(r["losses"] for r in rows if r["step"] == row["step"])
+        if any(abs(a - b) > TOLERANCE * abs(b) for a, b in zip(row["losses"], one, strict=True)):
+            sys.exit(f"error: {row['step']} on {row['devices']} devices has other losses than on 1")
     if arguments.json:
         with open(arguments.json, "w") as file:
             json.dump({"device": "forced host devices", "rows": rows}, file, indent=2)

@@ -92,6 +92,12 @@ def devices(topology: str) -> list[Any]:
     return list(described.devices)
 
 
+def _sent(collectives: list[hlo.Collective], chips: int) -> float:
+    """Bytes that each chip sends: a ring's all-reduce is a reduce-scatter and an all-gather."""
+    passes = lambda one: 2 if one.kind == "all-reduce" else 1
+    return sum(passes(one) * one.bytes for one in collectives) * (chips - 1) / chips
+
+
 def rows(config: Any, topology: str) -> list[dict[str, Any]]:
     """Compiles every train step for one topology and returns its rows of the table."""
     mesh = runner.make_mesh(devices(topology))
@@ -108,7 +114,7 @@ def rows(config: Any, topology: str) -> list[dict[str, Any]]:
         terms = {
             "matrix units": operations / chip.flops,
             "memory": hlo.memory_traffic(text) / chip.memory_rate,
-            "interconnect": sum(one.bytes for one in moved) / chip.interconnect_rate,
+            "interconnect": _sent(moved, mesh.size) / chip.interconnect_rate,
         }
         limit = max(terms, key=terms.__getitem__)
         estimate = hlo.cycles(text) / chip.clock

@@ -165,7 +165,7 @@ def _large(config: ml_collections.ConfigDict) -> None:
     model.dtype = "bfloat16"
     model.latent_kl_weight = 1.0
     model.inverse_on_labelled = 0.0
-    model.driving_noise = model.action_std
+    model.driving_noise = model.get_ref("action_std")
     if config.data.dataset in ("medium_replay", "plan2explore"):
         model.free_nats = 1.0  # LAWM Table 2
     model.steps = 100_000

@@ -3,10 +3,11 @@
     python -m experiments.collect --config=configs/dmc.py:walker_walk
 
 Soft actor-critic agents (and explorers, for plan2explore) are trained one after another; a finished
-one is kept in WORKDIR/agents and not trained again. Then WORKDIR/snapshots.npz holds their policies
-and --data_dir the data sets expert, medium, medium_replay and plan2explore, of
---config.data.trajectories each. `--config.collect.from_snapshots=true` skips the training and rolls
-out the policies that ship with the package: about a minute a data set on two cores.
+one is kept in WORKDIR/agents and not trained again, an interrupted one continues from its last
+checkpoint. Then WORKDIR/snapshots.npz holds their policies and --data_dir the data sets expert,
+medium, medium_replay and plan2explore, of --config.data.trajectories each.
+`--config.collect.from_snapshots=true` skips the training and rolls out the policies that ship with
+the package: about a minute a data set on two cores.
 
 WORKDIR/statistics.csv is the table of returns (the LAWM paper's Table 4), returns.png their
 histograms (its Figure 3).
@@ -15,6 +16,7 @@ histograms (its Figure 3).
 import csv
 import io
 import json
+import shutil
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -37,6 +39,8 @@ def main(run: Run) -> None:
     from lawm_jax.data.shards import dataset_exists, read_dataset, write_dataset
     from lawm_jax.errors import InputError
 
+    if jax.process_count() > 1:
+        raise InputError("collecting uses one host: start it on one, with --distributed=off")
     start = time.monotonic()
     task, wanted = run.config.task, run.config.data.trajectories
     names = {dataset: f"{task}/{dataset}_{wanted}" for dataset in policies.DATASETS}
@@ -102,8 +106,9 @@ def _snapshots(run: Run) -> "Snapshots":
 
 def _agent(run: Run, seed: int, explorer: bool) -> "Snapshots":
     """Trains one agent, or reads it where it was trained before."""
-    from lawm_jax import collect, policies
-    from lawm_jax.online import sac
+    from lawm_jax import policies
+    from lawm_jax.checkpoint import Checkpoints
+    from lawm_jax.online import collector, sac
 
     settings, task = run.config.collect, run.config.task
     name = f"{'explorer' if explorer else 'agent'}{seed}"
@@ -112,10 +117,12 @@ def _agent(run: Run, seed: int, explorer: bool) -> "Snapshots":
         return policies.load_snapshots(task, path)
     if explorer:
         config = sac.SACConfig(intrinsic=True, n_step=1)
-        training = collect.Training(settings.explorer_steps, snapshot_steps=settings.snapshot_steps)
+        training = collector.Training(
+            settings.explorer_steps, snapshot_steps=settings.snapshot_steps
+        )
     else:
         config = sac.SACConfig(target_entropy=settings.target_entropy)
-        training = collect.Training(
+        training = collector.Training(
             settings.agent_steps,
             steps_per_update=settings.steps_per_update,
             snapshot_steps=settings.snapshot_steps,
@@ -123,18 +130,24 @@ def _agent(run: Run, seed: int, explorer: bool) -> "Snapshots":
     progress = Progress(name, training.agent_steps)
     curve = run.workdir / "agents" / f"{name}.jsonl"
     curve.parent.mkdir(parents=True, exist_ok=True)
-    lines = []
 
     def log(step: int, metrics: dict[str, float]) -> None:
         progress.update(step, {"return": metrics["return"]})
-        lines.append(json.dumps({"step": step, **metrics}) + "\n")
+        earlier = map(json.loads, curve.read_text().splitlines()) if curve.exists() else ()
+        kept = [record for record in earlier if record["step"] < step]
+        lines = [json.dumps(record) + "\n" for record in (*kept, {"step": step, **metrics})]
         curve.write_text("".join(lines))
 
-    snapshots = collect.train_agent(task, seed, training, config, log, lambda: run.stop.requested)
+    checkpoints = Checkpoints(run.workdir / "checkpoints" / name)
+    snapshots = collector.train_agent(
+        task, seed, training, config, log, lambda: run.stop.requested, checkpoints
+    )
+    checkpoints.close()
     progress.close()
     if snapshots is None:
         raise Stopped
     policies.save_snapshots(path, snapshots)
+    shutil.rmtree(checkpoints.directory)
     return snapshots
 
 

@@ -1,6 +1,8 @@
 """The data set of a run: read from the data directory, or made there from shipped snapshots."""
 
-from experiments.launch import Run
+import jax
+
+from experiments.launch import Run, Stopped
 from lawm_jax import collect, policies, runner
 from lawm_jax.data.shards import Dataset, dataset_exists, read_dataset, write_dataset
 from lawm_jax.data.trajectory import validate
@@ -13,23 +15,37 @@ def load_dataset(run: Run, spec: TaskSpec) -> Dataset:
     """Reads the run's data set and checks that it fits the task.
 
     Raises:
-      InputError: there is none and none can be made; a shard is damaged; another task's data.
+      InputError: there is none and none can be made; a shard is damaged; another task's data; the
+        hosts of a run hold different data.
+      Stopped: a signal came meanwhile.
     """
     data = run.config.data
     name = data.name or f"{spec.task}/{data.dataset}_{data.trajectories}"
-    if runner.is_main() and not data.name and not dataset_exists(run.data_dir, name):
+    alone = jax.process_count() == 1
+    poll = run.stop.check if alone else lambda: None  # several stop together, below
+
+    def make() -> None:
+        if not runner.is_main() or data.name or dataset_exists(run.data_dir, name):
+            return
         print(f"making {name} in {run.data_dir} from shipped snapshots", flush=True)
         trajectories, metadata = collect.make_dataset(
             spec.task, data.dataset, data.trajectories, COLLECTION_SEED,
-            policies.load_snapshots(spec.task), run.stop.check,
+            policies.load_snapshots(spec.task), poll,
         )
         if not dataset_exists(run.data_dir, name):  # another run may have made the same meanwhile
             write_dataset(run.data_dir, name, trajectories, metadata)
-    runner.wait_for_all("data set")  # which process 0 may have made just now
-    dataset = read_dataset(run.data_dir, name)
-    run.stop.check()
-    validate(
-        dataset.trajectories, where=name, observation_size=spec.observation_size,
-        action_size=spec.action_size,
-    )
+
+    def read() -> Dataset:
+        dataset = read_dataset(run.data_dir, name)
+        validate(
+            dataset.trajectories, where=name, observation_size=spec.observation_size,
+            action_size=spec.action_size,
+        )
+        return dataset
+
+    runner.all_or_none(make)
+    dataset = runner.all_or_none(read)
+    runner.require_equal(dataset.fingerprint, f"data in {run.data_dir}/{name}")
+    if runner.on_any_process(run.stop.requested):
+        raise Stopped
     return dataset

@@ -9,6 +9,7 @@ Exit codes: 0 done, 2 bad usage or input, 75 stopped by a signal after saving (t
 again continues the run), 1 anything else. What a user can mend is one line on stderr.
 """
 
+import contextlib
 import dataclasses
 import fcntl
 import json
@@ -101,27 +102,50 @@ def _run(main: Callable[[Run], None], argv: list[str]) -> int:
     experiment = Path(argv[0]).stem
     workdir = Path(parsed.workdir or Path("runs", experiment, parsed.run_name()))
     results = workdir / "results.json"
-    if not _is_main(parsed.distributed):  # the one that is claims, locks, logs and writes
-        return DONE if results.exists() else _start(main, parsed, experiment, workdir, argv)
-    with _lock(workdir):
-        config = json.loads(parsed.config.to_json_best_effort())
-        _claim(workdir, {"experiment": experiment, "config": config})
-        if results.exists():
+    config = json.loads(parsed.config.to_json_best_effort())
+    several = _connect(parsed.distributed, json.dumps(config, sort_keys=True))
+    with contextlib.ExitStack() as held:
+
+        def claim() -> None:
+            held.enter_context(_lock(workdir))
+            _claim(workdir, {"experiment": experiment, "config": config})
+
+        if several:
+            writes = _on_main(claim)
+        else:
+            claim()
+            writes = True
+        finished = results.exists()
+        if finished and writes:
             print(f"{workdir} is finished:\n\n{summary(json.loads(results.read_text()))}")
-            if not parsed.render:
-                return DONE
+        if finished and not parsed.render:
+            return DONE
         try:
             return _start(main, parsed, experiment, workdir, argv)
         except InputError:
-            _unclaim(workdir)
+            if writes:
+                _unclaim(workdir)
             raise
 
 
-def _is_main(distributed: str) -> bool:
-    """Connects the hosts where there are several; whether this process is the one that writes."""
+def _connect(distributed: str, config: str) -> bool:
+    """Connects the hosts, where there are several, and checks that they run the same thing."""
     from lawm_jax import runner
 
-    return not runner.connect(distributed) or runner.is_main()
+    if not runner.connect(distributed):
+        return False
+    _start_jax()
+    runner.require_equal(config, "config: start the same command on all of them")
+    return True
+
+
+def _on_main(work: Callable[[], None]) -> bool:
+    """Calls `work` on the process that writes, with the others waiting; whether this is it."""
+    from lawm_jax import runner
+
+    writes = runner.is_main()
+    runner.all_or_none(work if writes else lambda: None)
+    return writes
 
 
 def _start(

@@ -41,7 +41,7 @@ def main(run: launch.Run) -> None:
     program = resolve(config, spec.observation_size, spec.action_size)
     check_schedule(config)
     mesh = runner.make_mesh()
-    check_rows(config, mesh)
+    check_rows(program, mesh)
 
     dataset = load_dataset(run, spec)
     parts = _split(config, program, dataset.trajectories)
@@ -98,14 +98,18 @@ def main(run: launch.Run) -> None:
     )
     agent = runner.local(session.state["agent"])
     session.close()
-    if not runner.is_main():
-        return
-    if not (run.workdir / "results.json").exists():
-        final = play(agent, config.run.final_episodes)
-        errors = {name: float(x) for name, x in errors_of(world).items()}
-        _report(run, session, dataset, parts, final, errors)
-    if run.render:
-        _render(run, evaluate.acting(actor, evaluate.policy_params(world, agent)))
+
+    def finish() -> None:
+        if not runner.is_main():
+            return
+        if not (run.workdir / "results.json").exists():
+            final = play(agent, config.run.final_episodes)
+            errors = {name: float(x) for name, x in errors_of(world).items()}
+            _report(run, session, dataset, parts, final, errors)
+        if run.render:
+            _render(run, evaluate.acting(actor, evaluate.policy_params(world, agent)))
+
+    runner.all_or_none(finish)
 
 
 def _split(config: ConfigDict, program: Program, trajectories: list[Trajectory]) -> Split:

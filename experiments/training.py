@@ -122,11 +122,9 @@ class Session:
             self.state[phase], pending, step = state, (step, metrics), step + count
             done = step == total
             due = lambda every, step=step, done=done: done or step % every == 0
-            if self._main and due(settings.evaluate_every):
+            if due(settings.evaluate_every):
                 flush()
-                values = evaluate(runner.local(self.state[phase]))
-                check_finite(phase, values, step)
-                self.logger.log(step, phase, values)
+                runner.all_or_none(functools.partial(self._evaluate, phase, evaluate, step))
             saving = due(settings.checkpoint_every)
             stopping = self._stopping(saving)
             if saving or stopping:
@@ -134,7 +132,17 @@ class Session:
                 self.save()
             if stopping:
                 raise Stopped
+        if self._run.profile and 0 < step - progress.first <= settings.steps_per_call:
+            print(f"no trace of {phase}: it is taken of the second dispatch", flush=True)
         progress.close()
+
+    def _evaluate(
+        self, phase: str, evaluate: Callable[[PyTree], Mapping[str, Any]], step: int
+    ) -> None:
+        if self._main:
+            values = evaluate(runner.local(self.state[phase]))
+            check_finite(phase, values, step)
+            self.logger.log(step, phase, values)
 
     def _stopping(self, saving: bool) -> bool:
         """Whether a signal asks to stop; several hosts agree on it where they save anyway."""

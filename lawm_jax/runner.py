@@ -7,9 +7,12 @@ On several hosts every process runs the same program on the same inputs; each ho
 share. Process 0 alone evaluates, logs and writes.
 """
 
+import hashlib
 import os
+import re
+import threading
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
@@ -21,6 +24,7 @@ from lawm_jax.errors import InputError
 
 AXIS = "data"
 PyTree = Any
+T = TypeVar("T")
 
 
 def make_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:
@@ -35,13 +39,13 @@ def connect(mode: str = "auto", timeout_seconds: int = 120) -> bool:
       mode: "off", "on", or "auto": where the environment names a coordinator, or on a TPU VM. The
         cluster is described by JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID, or
         found by JAX (Cloud TPU, Slurm, Kubernetes, MPI).
-      timeout_seconds: how long to wait for the other processes.
+      timeout_seconds: how long to wait for the other processes; then this one exits with code 2.
 
     Returns:
       Whether there was something to join.
 
     Raises:
-      InputError: unknown mode; no cluster was found; the other processes did not come.
+      InputError: unknown mode; a wrong variable; no cluster was found.
     """
     if mode not in ("auto", "on", "off"):
         raise InputError(f"--distributed is '{mode}'; choose auto, on or off")
@@ -49,16 +53,31 @@ def connect(mode: str = "auto", timeout_seconds: int = 120) -> bool:
     if mode == "off" or (mode == "auto" and not coordinator and not _on_tpu_vm()):
         return False
     processes, process = (_number(name) for name in ("JAX_NUM_PROCESSES", "JAX_PROCESS_ID"))
+    if coordinator and not re.fullmatch(r".+:\d+", os.environ["JAX_COORDINATOR_ADDRESS"]):
+        address = os.environ["JAX_COORDINATOR_ADDRESS"]
+        raise InputError(f"the environment's JAX_COORDINATOR_ADDRESS is '{address}', not HOST:PORT")
+    # JAX ends the process with a stack trace where hosts do not come: this one is ahead of it.
+    alarm = threading.Timer(timeout_seconds, _give_up, (timeout_seconds,))
+    alarm.daemon = True
+    alarm.start()
     try:
         jax.distributed.initialize(
-            num_processes=processes, process_id=process, initialization_timeout=timeout_seconds
+            num_processes=processes, process_id=process, initialization_timeout=2 * timeout_seconds
         )
-    except (ValueError, RuntimeError) as error:
-        raise InputError(
-            f"the hosts of this run did not find each other ({str(error).partition(chr(10))[0]}): "
-            "start the same command on all hosts, or pass --distributed=off"
-        ) from error
+    except (ValueError, RuntimeError, OSError) as error:
+        if mode == "auto" and not coordinator:
+            return False  # a device file like a TPU's, but no Cloud TPU
+        reason = str(error).partition("\n")[0]
+        raise InputError(f"no cluster was found ({reason}); pass --distributed=off") from error
+    finally:
+        alarm.cancel()
     return True
+
+
+def _give_up(seconds: int) -> None:
+    message = f"error: not all hosts of this run came within {seconds} s: start the same command "
+    os.write(2, f"{message}on all of them, or pass --distributed=off\n".encode())
+    os._exit(2)
 
 
 def _number(variable: str) -> int | None:
@@ -79,17 +98,40 @@ def is_main() -> bool:
     return jax.process_index() == 0
 
 
-def wait_for_all(where: str) -> None:
-    """Returns when every process has come here."""
-    if jax.process_count() > 1:
-        multihost_utils.sync_global_devices(where)
-
-
 def on_any_process(flag: bool) -> bool:
     """Whether the flag is set on any process; all must ask at the same point of the program."""
     if jax.process_count() == 1:
         return flag
     return bool(np.any(multihost_utils.process_allgather(np.asarray(flag))))
+
+
+def all_or_none(work: Callable[[], T]) -> T:
+    """Calls `work` on every process, waits for all, and returns what it returned here.
+
+    Raises:
+      Exception: whatever `work` raised here.
+      InputError: it failed on another process.
+    """
+    error: Exception | None = None
+    try:
+        result = work()
+    except Exception as caught:
+        error = caught
+    failed_elsewhere = on_any_process(error is not None)
+    if error is not None:
+        raise error
+    if failed_elsewhere:
+        raise InputError("another process of this run failed; its own output says why")
+    return result
+
+
+def require_equal(text: str, what: str) -> None:
+    """Raises InputError unless the text is the same on every process."""
+    if jax.process_count() == 1:
+        return
+    digest = np.frombuffer(hashlib.sha256(text.encode()).digest(), np.uint8)
+    if np.ptp(multihost_utils.process_allgather(digest), axis=0).any():
+        raise InputError(f"the hosts of this run do not have the same {what}")
 
 
 def replicate(tree: PyTree, mesh: Mesh) -> PyTree:

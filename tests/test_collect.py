@@ -2,6 +2,8 @@
 
 import csv
 import dataclasses
+import functools
+import itertools
 import json
 
 import jax
@@ -9,8 +11,9 @@ import numpy as np
 import pytest
 
 from lawm_jax import collect, policies
+from lawm_jax.checkpoint import Checkpoints
 from lawm_jax.errors import InputError
-from lawm_jax.online import sac
+from lawm_jax.online import collector, sac
 
 TASK = "cheetah_run"
 
@@ -64,9 +67,9 @@ def test_choice_of_snapshots(snapshots):
 
 
 def test_candidates_are_dense_up_to_above_the_medium_level():
-    kept = collect._candidates(np.linspace(0, 100, 101), explorer=False)
+    kept = collector._candidates(np.linspace(0, 100, 101), explorer=False)
     assert kept[0] == 0 and kept[-1] == 100 and np.sum(kept <= 65) == 16 and len(kept) == 21
-    np.testing.assert_array_equal(collect._candidates(np.zeros(4), explorer=True), [0, 1, 2, 3])
+    np.testing.assert_array_equal(collector._candidates(np.zeros(4), explorer=True), [0, 1, 2, 3])
 
 
 @pytest.mark.parametrize("total", [1, 7, 24, 400])
@@ -94,7 +97,7 @@ def test_round_trip_of_the_file(snapshots, tmp_path):
 
 def test_compact_parameters_are_close():
     weights = np.random.default_rng(0).normal(size=1000).astype(np.float32)
-    compact = collect._compact({"w": weights})["w"]
+    compact = collector._compact({"w": weights})["w"]
     assert compact.dtype == np.float16
     np.testing.assert_allclose(compact, weights, rtol=1 / 120, atol=1e-6)
 
@@ -173,23 +176,44 @@ def test_bad_requests(snapshots):
     with pytest.raises(InputError, match="no policy for the dataset 'expert'"):
         collect.make_dataset(TASK, "expert", 10, 0, without)
     with pytest.raises(InputError, match="not a multiple"):
-        collect.train_agent(TASK, 0, collect.Training(agent_steps=100), sac.SACConfig())
+        collector.train_agent(TASK, 0, collector.Training(agent_steps=100), sac.SACConfig())
 
 
-def test_training_end_to_end(monkeypatch):
+@pytest.fixture
+def train(monkeypatch):
+    """train(**changes of train_agent's arguments): a tiny agent."""
     monkeypatch.setattr(collect, "EPISODE_STEPS", 10)
     monkeypatch.setattr(collect, "EVALUATION_EPISODES", 2)
+    training = collector.Training(
+        agent_steps=160, num_envs=4, snapshot_steps=20, warmup=5, episode_steps=10
+    )
     config = sac.SACConfig(actor_units=8, critic_units=8, batch_size=8)
-    training = collect.Training(agent_steps=80, num_envs=4, snapshot_steps=20, warmup=5)
+    return functools.partial(collector.train_agent, TASK, 0, training, config)
+
+
+def test_training_end_to_end(train):
     logged = []
-    agent = collect.train_agent(TASK, 0, training, config, lambda *entry: logged.append(entry))
-    assert [step for step, _ in logged] == [40, 80]
-    assert agent.step.tolist() == [0, 20, 40, 60, 80]
+    agent = train(lambda *entry: logged.append(entry))
+    assert [step for step, _ in logged] == [40, 80, 120, 160]
+    assert agent.step.tolist() == list(range(0, 161, 20))
     kernels = agent.actor["params"]["Dense_1"]["kernel"].astype(np.float32)
     np.testing.assert_array_equal(kernels[0], kernels[1])  # nothing is learned before the end of
     assert not np.allclose(kernels[1], kernels[2])  # the warm-up
     assert np.isfinite(agent.episode_return).all() and "return" in logged[0][1]
-    assert collect.train_agent(TASK, 0, training, config, stop=lambda: True) is None
+
+
+def test_an_interrupted_agent_ends_as_an_uninterrupted_one(train, tmp_path, monkeypatch):
+    monkeypatch.setattr(collector, "CHECKPOINT_EPISODES", 2)
+    whole = train()
+    polls = itertools.count()
+    kept = Checkpoints(tmp_path / "agent")
+    assert train(stop=lambda: next(polls) == 6, checkpoints=kept) is None  # in the fourth episode
+    logged = []
+    resumed = train(lambda *entry: logged.append(entry), checkpoints=kept)
+    assert [step for step, _ in logged] == [120, 160]
+    jax.tree.map(np.testing.assert_array_equal, resumed.actor, whole.actor)
+    np.testing.assert_array_equal(resumed.episode_return, whole.episode_return)
+    assert resumed.settings == whole.settings
 
 
 def test_experiment_from_snapshots(snapshots, tmp_path, monkeypatch, capsys):

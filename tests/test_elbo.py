@@ -165,7 +165,7 @@ def test_noise_follows_the_row_not_the_batch():
 
 
 def test_bfloat16_changes_the_loss_by_less_than_a_hundredth():
-    """Products are rounded to 8 bits, sums and statistics are not; gradients keep their direction."""
+    """Products are rounded to 8 bits, statistics are not; gradients keep their direction."""
     config = make_elbo(**AUXILIARY)
     params, batch = make_params(make_model()), make_batch(make_model())
     answers = []

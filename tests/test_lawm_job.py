@@ -10,6 +10,7 @@ import os
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -45,9 +46,9 @@ def place(tmp_path_factory):
     return tmp_path_factory.mktemp("job")
 
 
-def start(place, workdir, *args):
+def start(place, workdir, *args, **variables):
     """Starts the main job as a process of its own."""
-    environment = os.environ | {
+    environment = os.environ | variables | {
         "JAX_COMPILATION_CACHE_DIR": str(place / "cache"), "PYTHONPATH": str(ROOT)
     }
     return subprocess.Popen(
@@ -160,6 +161,32 @@ def test_a_killed_and_stopped_run_ends_as_an_uninterrupted_one(place, finished):
     assert broken["evaluation"] == whole["evaluation"]
     logs = [(place / name / "metrics.jsonl").read_text() for name in ("whole", "broken")]
     assert logs[0] == logs[1]
+
+
+def test_two_hosts_do_one_job(place, finished):
+    def run(*args):
+        with socket.socket() as free:
+            free.bind(("localhost", 0))
+            address = f"localhost:{free.getsockname()[1]}"
+        cluster = {"JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": "2"}
+        pair = [
+            start(place, "pair", *args, JAX_PROCESS_ID=str(i), **cluster) for i in range(2)
+        ]
+        return [finish(process) for process in pair]
+
+    short = ["--config.world_model.steps=20", "--config.agent.steps=20"]
+    (code, output, error), (other_code, other, other_error) = run(*short)
+    assert (code, other_code) == (0, 0), error + other_error
+    assert "2 devices, cpu on 2 hosts" in output
+    assert read_results(place / "pair")["device"] == "2 x cpu"
+    assert "task  " in output and "task  " not in other  # process 0 alone reports
+    again = run(*short)
+    assert [code for code, _, _ in again] == [0, 0]
+    assert "is finished" in again[0][1] and not again[1][1]
+    (code, _, error), (other_code, _, other_error) = run("--config.seed=1")
+    assert (code, other_code) == (2, 2)
+    assert "belongs to another run" in error
+    assert "another process of this run failed" in other_error
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_checkpoint(place, finished):

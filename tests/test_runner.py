@@ -146,7 +146,7 @@ def start(script, *args, devices, **environment):
 
 def output(process):
     """What the script printed last, from JSON."""
-    out, err = process.communicate()
+    out, err = process.communicate(timeout=600)
     assert process.returncode == 0, err
     return json.loads(out.splitlines()[-1])
 
@@ -184,12 +184,27 @@ def test_two_processes_learn_the_same_as_one(tmp_path):
         for i in range(2)
     ]
     expected = output(alone)
-    _, err = pair[1].communicate()
+    _, err = pair[1].communicate(timeout=600)
     assert pair[1].returncode == 0, err
     np.testing.assert_allclose(output(pair[0]), expected, rtol=1e-4, atol=1e-6)
 
 
-def test_hosts_that_do_not_come_are_reported(monkeypatch):
+def test_a_host_that_waits_in_vain_says_so():
+    code = "from lawm_jax import runner; runner.connect('on', timeout_seconds=1)"
+    environment = os.environ | {
+        "JAX_COORDINATOR_ADDRESS": "localhost:1", "JAX_NUM_PROCESSES": "2", "JAX_PROCESS_ID": "1"
+    }
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 2
+    assert done.stderr.splitlines()[-1] == (
+        "error: not all hosts of this run came within 1 s: start the same command on all of them, "
+        "or pass --distributed=off"
+    )
+
+
+def test_wrong_descriptions_of_a_cluster_are_reported(monkeypatch):
     monkeypatch.setenv("JAX_COORDINATOR_ADDRESS", "localhost:1")
     monkeypatch.setenv("JAX_NUM_PROCESSES", "two")
     assert not runner.connect("off")
@@ -197,3 +212,13 @@ def test_hosts_that_do_not_come_are_reported(monkeypatch):
         runner.connect("auto")
     with pytest.raises(InputError, match="choose auto, on or off"):
         runner.connect("yes")
+    monkeypatch.setenv("JAX_NUM_PROCESSES", "2")
+    monkeypatch.setenv("JAX_COORDINATOR_ADDRESS", "localhost")
+    with pytest.raises(InputError, match="is 'localhost', not HOST:PORT"):
+        runner.connect("auto")
+
+
+def test_what_fails_on_one_process_fails_with_its_own_error():
+    with pytest.raises(ZeroDivisionError):
+        runner.all_or_none(lambda: 1 / 0)
+    assert runner.all_or_none(lambda: 5) == 5

@@ -34,7 +34,8 @@ def main(directory):
     # The flag of one process reaches all; process 0 is the one that writes.
     assert runner.on_any_process(jax.process_index() == jax.process_count() - 1)
     assert not runner.on_any_process(False)
-    runner.wait_for_all("the end")
+    assert runner.all_or_none(lambda: 3) == 3
+    runner.require_equal("the same", "text")
     if runner.is_main():
         leaves = [np.asarray(x, np.float64) for x in jax.tree.leaves((state.params, metrics))]
         print(json.dumps([[float(x.sum()), float(np.abs(x).max())] for x in leaves]))

@@ -82,11 +82,13 @@ def resolve(config: ConfigDict, observation_size: int, action_size: int) -> Prog
     return Program(method, model, elbo, learner, settings)
 
 
-def check_rows(config: ConfigDict, mesh: Mesh) -> None:
-    """Raises InputError unless the mesh's devices divide every batch of the config."""
-    for section, name in (("world_model", "labelled_rows"), ("world_model", "unlabelled_rows"),
-                          ("agent", "start_rows")):
-        rows_per_device(config[section][name], mesh, f"{section}.{name}")
+def check_rows(program: Program, mesh: Mesh) -> None:
+    """Raises InputError unless the mesh's devices divide every batch of the program."""
+    sizes = program.learner
+    both = "" if sizes.unlabelled_rows else " + world_model.unlabelled_rows"
+    rows_per_device(sizes.labelled_rows, mesh, f"world_model.labelled_rows{both}")
+    rows_per_device(sizes.unlabelled_rows, mesh, "world_model.unlabelled_rows")
+    rows_per_device(program.agent.start_rows, mesh, "agent.start_rows")
 
 
 def _fields(config: ConfigDict, *names: str) -> dict:
