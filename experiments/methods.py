@@ -16,5 +16,6 @@ def check_method(method: str, experiment: str) -> None:
             raise InputError(
                 f"method '{method}' is run by python -m experiments.{other}, with the same flags"
             )
-    choices = (f"{', '.join(m)} (experiments.{name})" for name, m in EXPERIMENTS.items())
+    own_first = sorted(EXPERIMENTS, key=lambda name: name != experiment)
+    choices = (f"{', '.join(EXPERIMENTS[name])} (experiments.{name})" for name in own_first)
     raise InputError(f"method is '{method}'; choose from {' or '.join(choices)}")

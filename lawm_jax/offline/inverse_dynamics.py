@@ -118,10 +118,9 @@ def labelled_data(
             "the inverse dynamics model needs two labelled steps at least, one to learn from and "
             "one to validate on: raise data.label_fraction"
         )
-    observation = normaliser(np.concatenate([t.observation for t in trajectories]))
-    window = np.asarray(observation)[window_rows(lengths, config.context)]
+    observation = _observations(normaliser, trajectories)
     everything = Examples(
-        window=window.reshape(len(window), -1),
+        window=_windows(observation, window_rows(lengths, config.context)),
         action=np.concatenate([t.action for t in trajectories]),
     )
     size = min(config.validation_piece, -(-sum(lengths) // 2))
@@ -132,6 +131,16 @@ def labelled_data(
     validation = np.isin(pieces, names[:kept])
     take = lambda chosen: fill(jax.tree.map(lambda x: x[chosen], everything), multiple_of)
     return LabelledData(take(~validation), take(validation))
+
+
+def _observations(normaliser: Normaliser, trajectories: Sequence[Trajectory]) -> np.ndarray:
+    """All normalised observations, one trajectory after another."""
+    return np.asarray(normaliser(np.concatenate([t.observation for t in trajectories])))
+
+
+def _windows(observation: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    """Windows as the network takes them: rows [M, W] -> [M, W * O]."""
+    return observation[rows].reshape(len(rows), -1)
 
 
 def _network(config: InverseDynamicsConfig) -> InverseDynamics:
@@ -240,14 +249,14 @@ def label(
     Actions that the trajectories may have are not looked at.
     """
     lengths = [t.length for t in trajectories]
-    observation = state.normaliser(np.concatenate([t.observation for t in trajectories]))
-    observation, rows = np.asarray(observation), window_rows(lengths, config.context)
+    observation = _observations(state.normaliser, trajectories)
+    rows = window_rows(lengths, config.context)
     actions = []
     for first in range(0, len(rows), CHUNK):
         part = rows[first : first + CHUNK]
         filled = np.resize(part, (CHUNK, part.shape[1]))  # one shape, one compilation
-        window = observation[filled].reshape(CHUNK, -1)
-        actions.append(np.asarray(_predict(config, state.best, window))[: len(part)])
+        action = _predict(config, state.best, _windows(observation, filled))
+        actions.append(np.asarray(action)[: len(part)])
     split = np.split(np.concatenate(actions), np.cumsum(lengths)[:-1])
     return [
         dataclasses.replace(trajectory, action=action)
