@@ -20,6 +20,7 @@ from lawm_jax.errors import InputError
 DEVICES = (1, 2, 4, 8)
 STEPS = 3
 TOLERANCE = 1e-3  # relative, of losses after a few steps
+LOSSES = ("loss", "value_loss", "critic_loss")  # the one to compare, whichever a step has
 
 
 def measure(config: Any) -> list[dict[str, Any]]:
@@ -38,7 +39,8 @@ def measure(config: Any) -> list[dict[str, Any]]:
         state, losses = train.state, []
         for _ in range(STEPS):
             state, metrics = compiled(state, *args[1:])
-            losses.append(float(metrics["loss" if "loss" in metrics else "value_loss"][0]))
+            loss = next(x for name, x in metrics.items() if name in LOSSES)
+            losses.append(float(loss[0]))
         rows.append({
             "step": train.name,
             "devices": jax.device_count(),

@@ -7,10 +7,11 @@ Runs every step on all devices as the main job does: sampled on the device, many
 (benchmarks/plain.py), numpy batches, one dispatch a step, metrics fetched every step. A figure is
 the fastest of a few repetitions; measure on an otherwise idle machine.
 
-Useful operations are counted from the jaxpr (benchmarks/flops.py); the rate's share is of large
-matmuls in the model's dtype, measured in the same run. Host overhead is the time that the device
-waits for Python in the main job's loop (dispatch, then fetch, check and log the last call's
-metrics), against the same calls queued without a look at their results.
+Useful operations are counted from the jaxpr (benchmarks/flops.py), those of td3_bc's delayed actor
+at every step, which makes its count an upper bound; the rate's share is of large matmuls in the
+model's dtype, measured in the same run. Host overhead is the time that the device waits for Python
+in the main job's loop (dispatch, then fetch, check and log the last call's metrics), against the
+same calls queued without a look at their results.
 """
 
 import argparse
@@ -31,6 +32,8 @@ from jax.sharding import NamedSharding, PartitionSpec
 from benchmarks import flops, plain
 from experiments import command_line
 from lawm_jax import runner
+from lawm_jax.data.normaliser import fit
+from lawm_jax.data.transitions import Transitions
 from lawm_jax.data.windows import TrajectoryArrays
 from lawm_jax.envs.dmc import task_spec
 from lawm_jax.errors import InputError
@@ -39,6 +42,7 @@ from lawm_jax.lawm.elbo import draw_noise
 from lawm_jax.lawm.methods import Program, check_rows, resolve
 from lawm_jax.lawm.world_model import State
 from lawm_jax.metrics import MetricLogger, check_finite
+from lawm_jax.offline import methods, td3_bc
 
 EPISODE_STEPS, STARTS, REPETITIONS = 500, 20_000, 5
 Row = dict[str, float | str]
@@ -52,7 +56,7 @@ class TrainStep(NamedTuple):
     state: Any
     shared: Any
     sharded: Any
-    windows: int  # windows or start states a step
+    windows: int  # windows, start states or transitions a step
 
 
 def random_data(
@@ -92,6 +96,7 @@ def fill(config: Any, count: int) -> Any:
     model.labelled_rows = up(model.labelled_rows)
     model.unlabelled_rows = up(model.unlabelled_rows)
     agent.start_rows = up(agent.start_rows)
+    config.td3_bc.batch_rows = up(config.td3_bc.batch_rows)
     config.data.trajectories = max(config.data.trajectories, 4 * count)
     return config
 
@@ -122,14 +127,7 @@ def train_steps(
     world_step = learner.make_step(model, program.elbo, program.learner, optimiser, mesh.size)
     agent_step = actor_critic.make_step(model, program.agent, mesh.size)
 
-    def put(tree: Any, spec: PartitionSpec) -> Any:
-        sharding = NamedSharding(mesh, spec)
-        if not abstract:
-            return jax.device_put(tree, sharding)
-        struct = functools.partial(jax.ShapeDtypeStruct, sharding=sharding)
-        return jax.tree.map(lambda x: struct(x.shape, x.dtype), tree)
-
-    replicated, sharded = PartitionSpec(), PartitionSpec(runner.AXIS)
+    put, replicated, sharded = _placing(mesh, abstract)
     return [
         TrainStep(
             "world_model", runner.data_parallel(world_step, mesh), put(world, replicated), None,
@@ -139,7 +137,52 @@ def train_steps(
             "actor_critic", runner.data_parallel(agent_step, mesh), put(agent, replicated),
             put(params, replicated), put(starts, sharded), program.agent.start_rows,
         ),
+        td3_bc_step(config, mesh, one_window, abstract),
     ]
+
+
+def td3_bc_step(
+    config: Any, mesh: jax.sharding.Mesh, one_window: bool = False, abstract: bool = False
+) -> TrainStep:
+    """The train step of the baseline TD3+BC on as many transitions as the config's data set has.
+
+    one_window: all are one and the same transition; abstract: as in `train_steps`.
+    """
+    spec, config = task_spec(config.task), config.copy_and_resolve_references()
+    config.method = "td3_bc"
+    program = methods.resolve(config, spec.action_size)
+    methods.check_rows(program, mesh)
+    count = config.data.trajectories * EPISODE_STEPS
+    count -= count % mesh.size
+    rng = np.random.default_rng(0)
+
+    def noise(*size: int) -> np.ndarray:
+        rows = rng.standard_normal((1 if one_window else count, *size), np.float32)
+        return np.broadcast_to(rows, (count, *size))
+
+    sizes = (spec.observation_size,), (spec.action_size,), (), (spec.observation_size,)
+    data = Transitions(*(noise(*size) for size in sizes))
+    data = data._replace(action=np.tanh(data.action))
+    state = td3_bc.init(program.policy, fit([data.observation[:1000]]), 0)
+    step = td3_bc.make_step(program.policy, mesh.size)
+    put, replicated, sharded = _placing(mesh, abstract)
+    return TrainStep(
+        "td3_bc", runner.data_parallel(step, mesh), put(state, replicated), None,
+        put(data, sharded), program.policy.batch_rows,
+    )
+
+
+def _placing(mesh: jax.sharding.Mesh, abstract: bool) -> tuple[Callable, Any, Any]:
+    """put(tree, spec) and its two specs: replicated, and divided among the devices."""
+
+    def put(tree: Any, spec: PartitionSpec) -> Any:
+        sharding = NamedSharding(mesh, spec)
+        if not abstract:
+            return jax.device_put(tree, sharding)
+        struct = functools.partial(jax.ShapeDtypeStruct, sharding=sharding)
+        return jax.tree.map(lambda x: struct(x.shape, x.dtype), tree)
+
+    return put, PartitionSpec(), PartitionSpec(runner.AXIS)
 
 
 def measure(train: TrainStep, steps: int, matmul_rate: float) -> Row:
@@ -288,6 +331,8 @@ def main() -> None:
         measured = [
             measure(train, config.run.steps_per_call, rate) for train in train_steps(config, mesh)
         ]
+        alone = td3_bc_step(config, mesh)._replace(name="td3_bc, one step a dispatch")
+        measured.append(measure(alone, 1, rate))
         if arguments.plain:
             measured.append(measure_plain(config))
     except InputError as error:

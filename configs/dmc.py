@@ -2,6 +2,10 @@
 
     python -m experiments.lawm --config=configs/dmc.py:TASK[,DATASET][,PRESET]
 
+and the baselines TD3+BC, IDM-TD3+BC and behaviour cloning on the same data:
+
+    python -m experiments.baselines --config=configs/dmc.py:... --config.method=idm_td3_bc
+
 TASK is a control-suite task (cheetah_run, walker_walk and hopper_stand ship with data), DATASET one
 of expert, medium, medium_replay (the default) and plan2explore, PRESET one of
 
@@ -34,11 +38,15 @@ def get_config(arg: str = "cheetah_run") -> ml_collections.ConfigDict:
     config = ml_collections.ConfigDict()
     config.task = task
     config.preset = preset
-    config.method = "lawm"  # lawm | c_lap (labelled trajectories only) | dreamer (no latent action)
+    # lawm | c_lap (labelled trajectories only) | dreamer (no latent action): experiments.lawm
+    # td3_bc | idm_td3_bc (an inverse dynamics model labels the rest) | bc: experiments.baselines
+    config.method = "lawm"
     config.seed = 0
     config.data = _data(dataset)
     config.world_model = _world_model()
     config.agent = _agent()
+    config.td3_bc = _td3_bc()
+    config.inverse_dynamics = _inverse_dynamics()
     config.run = _run()
     config.collect = _collect(task)
     if preset == "tiny":
@@ -113,6 +121,47 @@ def _agent() -> ml_collections.ConfigDict:
     return agent
 
 
+def _td3_bc() -> ml_collections.ConfigDict:
+    """TD3+BC (Fujimoto and Gu, 2021, table 2), and behaviour cloning: the same without critics."""
+    td3_bc = ml_collections.ConfigDict()
+    td3_bc.steps = 50_000  # updates of the critics, or of the cloned policy
+    td3_bc.batch_rows = 256  # transitions an update, over all devices
+    td3_bc.units = 256  # of actor and critics
+    td3_bc.layers = 2
+    td3_bc.learning_rate = 3e-4
+    td3_bc.discount = 0.99
+    td3_bc.target_rate = 0.005  # of the slow actor and critics, an update of theirs
+    td3_bc.policy_delay = 2  # updates of the critics for one of the actor and the slow copies
+    td3_bc.policy_noise = 0.2  # std of the noise on target actions
+    td3_bc.noise_clip = 0.5
+    td3_bc.alpha = 2.5  # weight of the value against the imitation
+    td3_bc.steps_per_call = 500  # these three are to its updates what those of `run` are to
+    td3_bc.checkpoint_every = 5000  # the steps of world model and agent
+    td3_bc.evaluate_every = 5000
+    return td3_bc
+
+
+def _inverse_dynamics() -> ml_collections.ConfigDict:
+    model = ml_collections.ConfigDict()
+    model.steps = 3000
+    model.batch_rows = 256  # windows a step, over all devices
+    # Observations before o_t, and as many after o_t+1, beside those two: with more of them it errs
+    # more on walker's unlabelled trajectories, hardly less on cheetah's.
+    model.context = 0
+    model.units = 256
+    model.layers = 2
+    model.dropout = 0.3
+    model.learning_rate = 1e-3  # decays to 0 along a cosine
+    model.weight_decay = 1e-3
+    model.validation_fraction = 0.1  # share of the labelled steps that early stopping looks at
+    model.validation_piece = 50  # consecutive steps that it takes together; 500: whole episodes
+    model.validate_every = 100  # steps; the parameters of the lowest error label the rest
+    model.steps_per_call = 500
+    model.checkpoint_every = 1000
+    model.evaluate_every = 1000  # steps between two measurements of its held-out error
+    return model
+
+
 def _run() -> ml_collections.ConfigDict:
     run = ml_collections.ConfigDict()
     run.steps_per_call = 50  # train steps in one dispatch, and between two logged records
@@ -151,6 +200,15 @@ def _tiny(config: ml_collections.ConfigDict) -> None:
     agent = config.agent
     agent.steps = 60
     agent.start_rows, agent.units, agent.layers = 16, 32, 1
+    td3_bc = config.td3_bc
+    td3_bc.steps = 300
+    td3_bc.batch_rows, td3_bc.units = 32, 32
+    td3_bc.steps_per_call, td3_bc.checkpoint_every, td3_bc.evaluate_every = 50, 100, 300
+    model = config.inverse_dynamics
+    model.steps = 200
+    model.batch_rows, model.units, model.layers = 32, 32, 1
+    model.validate_every = 20
+    model.steps_per_call, model.checkpoint_every, model.evaluate_every = 50, 100, 100
     config.run.steps_per_call = 10
     config.run.checkpoint_every = 20
     config.run.evaluate_every = 60
@@ -179,6 +237,13 @@ def _large(config: ml_collections.ConfigDict) -> None:
     agent.learning_rate = 8e-5
     agent.entropy, agent.prior = 0.02, 0.0  # a small regulariser
     agent.target_rate = 0.02
+    td3_bc = config.td3_bc
+    td3_bc.steps = 1_000_000
+    td3_bc.steps_per_call, td3_bc.checkpoint_every, td3_bc.evaluate_every = 5000, 50_000, 50_000
+    model = config.inverse_dynamics
+    model.steps = 50_000
+    model.units = 512
+    model.steps_per_call, model.checkpoint_every, model.evaluate_every = 1000, 10_000, 10_000
     config.run.steps_per_call = 500
     config.run.checkpoint_every = 5000
     config.run.evaluate_every = 10_000

@@ -1,12 +1,17 @@
 """The data set of a run: read from the data directory, or made there from shipped snapshots."""
 
+from collections.abc import Sequence
+
 import jax
+from ml_collections import ConfigDict
 
 from experiments.launch import Run, Stopped
 from lawm_jax import collect, policies, runner
 from lawm_jax.data.shards import Dataset, dataset_exists, read_dataset, write_dataset
-from lawm_jax.data.trajectory import validate
+from lawm_jax.data.trajectory import Trajectory, validate
+from lawm_jax.data.windows import Split, split
 from lawm_jax.envs.dmc import TaskSpec
+from lawm_jax.errors import InputError
 
 COLLECTION_SEED = 0  # the data set is the same whatever the seed of the run
 
@@ -49,3 +54,24 @@ def load_dataset(run: Run, spec: TaskSpec) -> Dataset:
     if runner.on_any_process(run.stop.requested):
         raise Stopped
     return dataset
+
+
+def split_dataset(
+    config: ConfigDict, trajectories: Sequence[Trajectory], oracle: str | None
+) -> Split:
+    """Which trajectories are labelled, unlabelled and held out: the same for every method.
+
+    oracle: for a method that needs unlabelled trajectories, the one to choose where there are none.
+
+    Raises:
+      InputError: a fraction out of range or too small, or that there are none.
+    """
+    data = config.data
+    has_action = [trajectory.action is not None for trajectory in trajectories]
+    parts = split(has_action, data.label_fraction, data.heldout_fraction, config.seed)
+    if oracle and not len(parts.unlabelled):
+        raise InputError(
+            f"data.label_fraction {data.label_fraction} leaves no trajectory without labels "
+            f"for method '{config.method}'; lower it, or choose method {oracle}, the oracle"
+        )
+    return parts

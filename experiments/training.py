@@ -83,20 +83,22 @@ class Session:
         total: int,
         evaluate: Callable[[PyTree], Mapping[str, Any]],
         shown: tuple[str, ...],
+        schedule: str = "run",
     ) -> None:
         """Trains self.state[phase] up to step `total`, from wherever it stands.
 
         Args:
           step_fn: from `runner.data_parallel`.
-          evaluate: called on this host's copy of the state every run.evaluate_every steps and at
-            the end, by the main process alone; its metrics are logged.
+          evaluate: called on this host's copy of the state every evaluate_every steps and at the
+            end, by the main process alone; its metrics are logged.
           shown: names of the metrics that the progress line shows.
+          schedule: the config's section with steps_per_call, checkpoint_every, evaluate_every.
 
         Raises:
           Stopped: a signal asked for it; the state has been saved.
           TrainingError: a metric is NaN or infinite.
         """
-        settings: ConfigDict = self._run.config.run
+        settings: ConfigDict = self._run.config[schedule]
         step = int(self.state[phase].step)
         progress = Progress(phase, total, step)
         pending: tuple[int, PyTree] | None = None
@@ -172,11 +174,12 @@ class Session:
         progress.update(step, {name: means[name] for name in shown if name in means})
 
 
-def check_schedule(config: ConfigDict) -> None:
+def check_schedule(config: ConfigDict, section: str) -> None:
     """Raises InputError unless saves and evaluations fall on the end of a dispatch."""
+    settings = config[section]
     for key in ("checkpoint_every", "evaluate_every"):
-        if config.run[key] % config.run.steps_per_call:
+        if settings[key] % settings.steps_per_call:
             raise InputError(
-                f"run.{key} is {config.run[key]}, not a multiple of run.steps_per_call "
-                f"({config.run.steps_per_call})"
+                f"{section}.{key} is {settings[key]}, not a multiple of {section}.steps_per_call "
+                f"({settings.steps_per_call})"
             )

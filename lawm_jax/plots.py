@@ -52,9 +52,9 @@ def learning_curve(
         axes.legend(frameon=False, loc="upper left", bbox_to_anchor=(1.0, 1.0))
 
 
-def model_losses(path: epath.PathLike, records: Sequence[Mapping[str, Any]]) -> None:
-    """Draws every metric of the phase "world_model" against the step, a panel each."""
-    records = [record for record in records if record["phase"] == "world_model"]
+def losses(path: epath.PathLike, records: Sequence[Mapping[str, Any]], phase: str) -> None:
+    """Draws every metric of a training phase against its step, a panel each."""
+    records = [record for record in records if record["phase"] == phase]
     names = list(dict.fromkeys(name for record in records for name in record))
     names = [name for name in names if name not in ("step", "phase")]
     columns = 4
@@ -69,7 +69,7 @@ def model_losses(path: epath.PathLike, records: Sequence[Mapping[str, Any]]) -> 
         _tidy(axes)
     for axes in panels[len(names) :]:
         axes.set_visible(False)
-    figure.supxlabel("world-model step", fontsize=10)
+    figure.supxlabel(f"{phase.replace('_', '-')} step", fontsize=10)
     _write(figure, path)
 
 

@@ -22,7 +22,10 @@ def test_step_time_writes_its_rows(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", arguments)
     step_time.main()
     rows = {row["step"]: row for row in json.loads(target.read_text())["rows"]}
-    assert list(rows) == ["world_model", "actor_critic", "world_model, plain"]
+    assert list(rows) == [
+        "world_model", "actor_critic", "td3_bc", "td3_bc, one step a dispatch",
+        "world_model, plain",
+    ]
     assert all(row["steps_per_second"] > 0 for row in rows.values())
     assert rows["world_model"]["host_overhead"] < 1
     assert "| world_model |" in capsys.readouterr().out

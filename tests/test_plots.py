@@ -27,7 +27,7 @@ def is_png(path):
 def test_every_plot_is_written(tmp_path):
     returns = np.random.default_rng(0).normal(500, 150, 400)
     plots.learning_curve(tmp_path / "a" / "return.png", records(), STATISTICS)
-    plots.model_losses(tmp_path / "losses.png", records())
+    plots.losses(tmp_path / "losses.png", records(), "world_model")
     plots.open_loop(tmp_path / "open_loop.png", {1: 0.1, 5: 0.2, 10: 0.3, 25: 0.5})
     plots.return_histogram(tmp_path / "returns.png", returns, policy_return=812.0)
     written = sorted(path for path in tmp_path.rglob("*") if path.is_file())
@@ -42,7 +42,7 @@ def test_every_plot_is_written(tmp_path):
 
 def test_plots_of_nothing_are_empty_not_errors(tmp_path):
     plots.learning_curve(tmp_path / "return.png", [], {})
-    plots.model_losses(tmp_path / "losses.png", [])
+    plots.losses(tmp_path / "losses.png", [], "world_model")
     plots.open_loop(tmp_path / "open_loop.png", {})
     plots.return_histogram(tmp_path / "returns.png", [])
     assert len(list(tmp_path.glob("*.png"))) == 4

@@ -8,13 +8,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lawm_jax.data.trajectory import Trajectory
+from lawm_jax.data.normaliser import Normaliser
 from lawm_jax.data.windows import TrajectoryArrays
 from lawm_jax.envs.dmc import ControlSuite
-from lawm_jax.envs.rollout import rollout
+from lawm_jax.envs.evaluation import Evaluation, play
 from lawm_jax.lawm.actor_critic import AgentConfig, AgentState, critic, make_policy
 from lawm_jax.lawm.imagination import to_support
-from lawm_jax.lawm.learner import Normaliser, WorldModelState
+from lawm_jax.lawm.learner import WorldModelState
 from lawm_jax.lawm.world_model import (
     InferenceNoise,
     Params,
@@ -23,7 +23,6 @@ from lawm_jax.lawm.world_model import (
     infer,
     initial_state,
 )
-from lawm_jax.returns import discounted_return
 
 OPEN_LOOP_CONTEXT = 10  # observations filtered before a prediction
 OPEN_LOOP_STEPS = (1, 5, 10, 25)  # how far ahead predictions are scored
@@ -207,30 +206,6 @@ def acting(actor: Actor, params: PolicyParams) -> Callable[..., tuple[np.ndarray
     return act
 
 
-class Evaluation(NamedTuple):
-    """Episodes in the simulator and what the critic expected of them at their first step."""
-
-    trajectories: list[Trajectory]
-    predicted: np.ndarray  # [N] the critic's discounted return
-    discounted: np.ndarray  # [N] the real one
-
-    def summary(self) -> dict[str, float]:
-        """Return statistics over episodes; the interval is 1.96 standard errors."""
-        returns = np.array([t.episode_return for t in self.trajectories])
-        spread = float(returns.std(ddof=1))
-        return {
-            "return_mean": float(returns.mean()),
-            "return_std": spread,
-            "return_ci95": 1.96 * spread / len(returns) ** 0.5,
-            "return_min": float(returns.min()),
-            "return_max": float(returns.max()),
-            "episodes": len(returns),
-            "predicted_value": float(self.predicted.mean()),
-            "real_value": float(self.discounted.mean()),
-            "value_overestimation": float((self.predicted - self.discounted).mean()),
-        }
-
-
 def policy_params(world: WorldModelState, agent: AgentState) -> PolicyParams:
     """What acting needs of the train states."""
     return PolicyParams(world.params, world.normaliser, agent.policy, agent.value)
@@ -240,11 +215,5 @@ def evaluate_policy(
     env: ControlSuite, actor: Actor, params: PolicyParams, discount: float
 ) -> Evaluation:
     """Plays one episode in every environment with the policy's mode, filtering as it goes."""
-    trajectories = rollout(env, acting(actor, params), None)
-    first = np.stack([t.observation[0] for t in trajectories])
-    rewards = np.stack([t.reward for t in trajectories], 1)
-    return Evaluation(
-        trajectories,
-        predicted=np.asarray(actor(params, None, first).value),
-        discounted=np.asarray(discounted_return(jnp.asarray(rewards), discount)),
-    )
+    expect = lambda first: actor(params, None, first).value
+    return play(env, acting(actor, params), expect, discount)

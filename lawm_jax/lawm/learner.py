@@ -10,24 +10,13 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from lawm_jax.data.normaliser import Normaliser, fit
 from lawm_jax.data.windows import TrajectoryArrays, Windows, sample_windows
 from lawm_jax.lawm.elbo import ElboConfig, Metrics, draw_noise, elbo_loss
 from lawm_jax.lawm.world_model import Params, WorldModel, init_params
-from lawm_jax.runner import AXIS, global_rows
+from lawm_jax.runner import AXIS, row_keys
 
 LABELLED, UNLABELLED, STARTS = range(3)  # tags of a step's keys
-
-
-@flax.struct.dataclass
-class Normaliser:
-    """Per-dimension mean and std [O] of the observations, fixed when training starts."""
-
-    mean: jax.Array
-    std: jax.Array
-
-    def __call__(self, observation: jax.Array) -> jax.Array:
-        """Raw [..., O] to zero mean and unit variance."""
-        return (observation - self.mean) / self.std
 
 
 @flax.struct.dataclass
@@ -78,18 +67,13 @@ def make_optimiser(config: LearnerConfig) -> optax.GradientTransformation:
 
 
 def fit_normaliser(data: TrainingData) -> Normaliser:
-    """Mean and std of all observations that training sees; a constant dimension keeps std 1."""
+    """Mean and std of all observations that training sees."""
     observations = []
     for arrays in data:
         if arrays is not None:
             steps = np.arange(arrays.observation.shape[1])
             observations.append(arrays.observation[steps <= arrays.length[:, None]])
-    everything = np.concatenate(observations).astype(np.float64)
-    std = everything.std(0)
-    return Normaliser(
-        mean=jnp.asarray(everything.mean(0), jnp.float32),
-        std=jnp.asarray(np.where(std < 1e-6, 1.0, std), jnp.float32),
-    )
+    return fit(observations)
 
 
 def init(
@@ -104,15 +88,6 @@ def init(
         seed=jnp.asarray(seed, jnp.int32),
         step=jnp.zeros((), jnp.int32),
     )
-
-
-def row_keys(seed: jax.Array, step: jax.Array, tag: int, local_rows: int) -> jax.Array:
-    """One key a global row of this device [local_rows]: the same row, the same randomness.
-
-    tag: tells apart what a run draws at the same step.
-    """
-    key = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), step), tag)
-    return jax.vmap(lambda row: jax.random.fold_in(key, row))(global_rows(local_rows))
 
 
 def make_step(

@@ -1,13 +1,19 @@
 """LAWM, C-LAP and Dreamer as configurations of one program."""
 
 import dataclasses
-import math
 from typing import NamedTuple
 
 import jax.numpy as jnp
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from lawm_jax.config_checks import (
+    check_below_one,
+    check_counts,
+    check_not_negative,
+    check_positive,
+    check_run,
+)
 from lawm_jax.errors import InputError
 from lawm_jax.lawm.actor_critic import AgentConfig
 from lawm_jax.lawm.elbo import ElboConfig
@@ -53,7 +59,7 @@ def resolve(config: ConfigDict, observation_size: int, action_size: int) -> Prog
     method, world, agent = METHODS[config.method], config.world_model, config.agent
     if world.dtype not in ("float32", "bfloat16"):
         raise InputError(f"world_model.dtype is '{world.dtype}'; choose float32 or bfloat16")
-    _check_positive(config)
+    _check(config)
     latent_size = world.latent_action or action_size
     model = WorldModel(
         observation_size=observation_size,
@@ -95,33 +101,20 @@ def _fields(config: ConfigDict, *names: str) -> dict:
     return {name: config[name] for name in names}
 
 
-def _check_positive(config: ConfigDict) -> None:
-    counts = {
-        "world_model": ("deterministic", "stochastic", "units", "layers", "steps", "labelled_rows"),
-        "agent": ("steps", "start_rows", "horizon", "units", "layers", "values"),
-        "run": ("steps_per_call", "checkpoint_every", "evaluate_every"),
-    }
-    for section, names in counts.items():
-        for name in names:
-            if config[section][name] < 1:
-                raise InputError(f"{section}.{name} is {config[section][name]}; it must be >= 1")
-    for name in ("evaluation_episodes", "final_episodes"):
-        if config.run[name] < 2:
-            raise InputError(f"run.{name} is {config.run[name]}; an interval needs at least 2")
+def _check(config: ConfigDict) -> None:
+    check_counts(
+        config, "world_model", "deterministic", "stochastic", "units", "layers", "steps",
+        "labelled_rows",
+    )
+    check_counts(config, "agent", "steps", "start_rows", "horizon", "units", "layers", "values")
+    check_counts(config, "run", "steps_per_call", "checkpoint_every", "evaluate_every")
     if config.world_model.window < 2:
         raise InputError(f"world_model.window is {config.world_model.window}; it must be >= 2")
-    if not 0.0 <= config.agent.discount < 1.0:
-        raise InputError(f"agent.discount is {config.agent.discount}; it must be in [0, 1)")
-    for section, names in {
-        "world_model": ("observation_std", "reward_std", "action_std", "min_std", "learning_rate"),
-        "agent": ("learning_rate",),
-    }.items():
-        for name in names:
-            value = config[section][name]
-            if not (0.0 < value < math.inf):
-                raise InputError(f"{section}.{name} is {value}; it must be positive and finite")
-    rows = config.world_model.unlabelled_rows
-    if rows < 0:
-        raise InputError(f"world_model.unlabelled_rows is {rows}; it must be >= 0")
-    if not 0 <= config.seed < 2**31:
-        raise InputError(f"seed is {config.seed}; it must be at least 0 and below 2^31")
+    check_below_one(config, "agent", "discount")
+    check_positive(
+        config, "world_model", "observation_std", "reward_std", "action_std", "min_std",
+        "learning_rate",
+    )
+    check_positive(config, "agent", "learning_rate")
+    check_not_negative(config, "world_model", "unlabelled_rows")
+    check_run(config)

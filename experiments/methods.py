@@ -1,0 +1,21 @@
+"""Which experiment runs which method of configs/dmc.py."""
+
+from lawm_jax.errors import InputError
+from lawm_jax.lawm.methods import METHODS
+from lawm_jax.offline.methods import BASELINES
+
+EXPERIMENTS = {"lawm": tuple(METHODS), "baselines": tuple(BASELINES)}
+
+
+def check_method(method: str, experiment: str) -> None:
+    """Raises InputError unless the experiment runs the method; names the one that does."""
+    if method in EXPERIMENTS[experiment]:
+        return
+    for other, methods in EXPERIMENTS.items():
+        if method in methods:
+            raise InputError(
+                f"method '{method}' is run by python -m experiments.{other}, with the same flags"
+            )
+    own_first = sorted(EXPERIMENTS, key=lambda name: name != experiment)
+    choices = (f"{', '.join(EXPERIMENTS[name])} (experiments.{name})" for name in own_first)
+    raise InputError(f"method is '{method}'; choose from {' or '.join(choices)}")

@@ -1,0 +1,118 @@
+"""How a control experiment ends: episodes in the simulator, results.json, plots, a video."""
+
+import json
+import os
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from experiments import launch
+from experiments.summary import summary
+from experiments.training import Session
+from lawm_jax import plots, runner
+from lawm_jax.checkpoint import state_digest
+from lawm_jax.data.shards import Dataset
+from lawm_jax.data.trajectory import return_statistics
+from lawm_jax.data.windows import Split
+from lawm_jax.envs.dmc import ControlSuite
+from lawm_jax.envs.evaluation import Evaluation
+from lawm_jax.errors import InputError
+from lawm_jax.metrics import read_metrics
+
+FRAMES_PER_SECOND = 20  # of the video
+
+
+def simulator(config: ConfigDict, episodes: int, step: int) -> ControlSuite:
+    """Fresh environments, with a seed of their own for every evaluation of a run.
+
+    step: of the agent that is evaluated.
+    """
+    seed = int(np.random.SeedSequence([config.seed, step]).generate_state(1)[0] >> 1)
+    return ControlSuite(config.task, episodes, seed=seed)
+
+
+def conclude(run: launch.Run, write: Callable[[], None], act: Callable[..., Any]) -> None:
+    """Ends a run on the process that writes, while the others wait.
+
+    write: writes the results; called unless they are there already.
+    act: the final policy, for the video.
+    """
+
+    def work() -> None:
+        if not runner.is_main():
+            return
+        if not (run.workdir / "results.json").exists():
+            write()
+        if run.render:
+            render(run, act)
+
+    runner.all_or_none(work)
+
+
+def report(
+    run: launch.Run,
+    session: Session,
+    dataset: Dataset,
+    parts: Split,
+    final: Evaluation,
+    errors: dict[str, float],
+) -> None:
+    """Writes plots, then results.json, whose presence marks the run as finished.
+
+    errors: of the models at the end; they join the last metrics that were logged.
+    """
+    records = read_metrics(run.workdir)
+    statistics = return_statistics(dataset.trajectories)
+    evaluation = final.summary()
+    last: dict[str, Any] = {}
+    for record in records:
+        last |= {name: x for name, x in record.items() if name not in ("step", "phase")}
+    results = {
+        "config": json.loads(run.config.to_json_best_effort()),
+        "command": run.command,
+        "commit": run.commit,
+        "seed": run.config.seed,
+        "device": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
+        "wall_clock_seconds": session.seconds,
+        "compile_seconds": session.compile_seconds,
+        "dataset": {
+            "name": dataset.name,
+            "fingerprint": dataset.fingerprint,
+            "trajectories": len(dataset.trajectories),
+            "labelled_trajectories": len(parts.labelled),
+            "heldout_trajectories": len(parts.heldout),
+            "return_statistics": statistics,
+        },
+        "evaluation": evaluation,
+        "metrics": last | errors,
+        "state_digest": state_digest(session.state),
+    }
+    directory = run.workdir / "plots"
+    directory.mkdir(exist_ok=True)
+    returns = [t.episode_return for t in dataset.trajectories]
+    plots.learning_curve(directory / "learning_curve.png", records, statistics)
+    plots.return_histogram(directory / "returns.png", returns, evaluation["return_mean"])
+    part = run.workdir / "results.json.part"
+    part.write_text(json.dumps(results, indent=2) + "\n")
+    part.replace(run.workdir / "results.json")
+    print(f"\n{summary(results)}\n\nresults and plots in {run.workdir}", flush=True)
+
+
+def render(run: launch.Run, act: Callable[..., Any]) -> None:
+    """Writes a video of one episode of the policy `act`, or says why there is none."""
+    import imageio
+
+    from lawm_jax.envs import reference
+
+    try:
+        os.environ["MUJOCO_GL"] = reference.renderer()
+    except InputError as error:
+        print(f"no video: {error}", flush=True)
+        return
+    frames, episode_return = reference.render_episode(run.config.task, act, None, run.config.seed)
+    path = run.workdir / "policy.mp4"
+    imageio.mimwrite(str(path), frames, fps=FRAMES_PER_SECOND, macro_block_size=None)
+    print(f"video of an episode with return {episode_return:.0f}: {path}", flush=True)
