@@ -145,9 +145,7 @@ def _inverse_dynamics() -> ml_collections.ConfigDict:
     model = ml_collections.ConfigDict()
     model.steps = 3000
     model.batch_rows = 256  # windows a step, over all devices
-    # Observations before o_t, and as many after o_t+1, beside those two: with more of them it errs
-    # more on walker's unlabelled trajectories, hardly less on cheetah's.
-    model.context = 0
+    model.context = 0  # observations before o_t, and as many after o_t+1, beside those two
     model.units = 256
     model.layers = 2
     model.dropout = 0.3
