@@ -62,6 +62,8 @@ def _data(dataset: str) -> ml_collections.ConfigDict:
     data.name = ""  # "NAME/CONFIG" of a data set of one's own in --data_dir; "" derives it
     data.trajectories = 400
     data.label_fraction = 0.05  # share of the trajectories that keep their actions
+    # False: windows are drawn on the host and streamed, where the data exceed the devices' memory
+    data.on_device = True
     data.heldout_fraction = 0.05  # share kept out of training, for open-loop and action errors
     return data
 

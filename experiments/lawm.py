@@ -7,14 +7,17 @@ makes it the oracle that sees all actions.
 """
 
 import contextlib
+from collections.abc import Callable, Iterator
 
 import jax
+from jax.sharding import Mesh
 
 from experiments import launch, outcome
 from experiments.data import load_dataset, split_dataset
 from experiments.methods import check_method
 from experiments.training import Session, check_schedule
 from lawm_jax import plots, runner
+from lawm_jax.data import stream
 from lawm_jax.data.trajectory import Trajectory
 from lawm_jax.data.windows import Split, TrajectoryArrays, check_window, stack
 from lawm_jax.envs.dmc import task_spec
@@ -57,11 +60,12 @@ def main(run: launch.Run) -> None:
     world_model_step = learner.make_step(
         program.model, program.elbo, program.learner, optimiser, mesh.size
     )
+    resident = config.data.on_device
     session.train(
         "world_model",
-        runner.data_parallel(world_model_step, mesh),
+        runner.data_parallel(world_model_step, mesh, streamed=not resident),
         shared=None,
-        sharded=runner.shard(training, mesh),
+        sharded=runner.shard(training, mesh) if resident else _stream(run, program, training, mesh),
         total=program.learner.steps,
         evaluate=errors_of,
         shown=("loss", "observation_error", "kl_s", "inverse_action_error"),
@@ -110,6 +114,15 @@ def _arrays(
         check_window(unlabelled, program.learner.window)
     check_window(labelled, program.learner.window)
     return learner.TrainingData(labelled, unlabelled), stack(chosen.heldout, actions=True)
+
+
+def _stream(
+    run: launch.Run, program: Program, training: learner.TrainingData, mesh: Mesh
+) -> Callable[[int], Iterator[learner.TrainingData]]:
+    """Step -> the batches of the dispatches from there on, drawn on the host."""
+    draw = learner.stream_step(training, program.learner, run.config.seed, mesh)
+    steps, each = program.learner.steps, run.config.run.steps_per_call
+    return lambda first: stream.batches(draw, first, steps, each, mesh)
 
 
 def _plot(run: launch.Run, errors: dict[str, float]) -> None:

@@ -1,8 +1,9 @@
 """The loop that every training phase shares: dispatch, log, evaluate, save, stop."""
 
 import functools
+import itertools
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -79,7 +80,7 @@ class Session:
         phase: str,
         step_fn: Callable[..., tuple[PyTree, PyTree]],
         shared: PyTree,
-        sharded: PyTree,
+        sharded: PyTree | Callable[[int], Iterator[PyTree]],
         total: int,
         evaluate: Callable[[PyTree], Mapping[str, Any]],
         shown: tuple[str, ...],
@@ -89,6 +90,8 @@ class Session:
 
         Args:
           step_fn: from `runner.data_parallel`.
+          sharded: what every dispatch draws from; or, for a streamed step, called with the step
+            that training stands at, the batches of one dispatch after another.
           evaluate: called on this host's copy of the state every evaluate_every steps and at the
             end, by the main process alone; its metrics are logged.
           shown: names of the metrics that the progress line shows.
@@ -102,6 +105,7 @@ class Session:
         step = int(self.state[phase].step)
         progress = Progress(phase, total, step)
         pending: tuple[int, PyTree] | None = None
+        batches = sharded(step) if callable(sharded) else itertools.repeat(sharded)
 
         def flush() -> None:
             nonlocal pending
@@ -114,7 +118,9 @@ class Session:
                 raise Stopped  # before anything was dispatched: the last checkpoint stands
             count = min(settings.steps_per_call, total - step)
             before = time.monotonic()
-            dispatch = functools.partial(step_fn, self.state[phase], shared, sharded, steps=count)
+            dispatch = functools.partial(
+                step_fn, self.state[phase], shared, next(batches), steps=count
+            )
             second = step == progress.first + settings.steps_per_call  # the first one compiles
             traced = self._run.profile and second
             state, metrics = self._traced(phase, dispatch) if traced else dispatch()

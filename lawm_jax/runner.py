@@ -189,6 +189,7 @@ def data_parallel(
     step: Callable[[PyTree, PyTree, PyTree], tuple[PyTree, PyTree]],
     mesh: Mesh,
     many_seeds: bool = False,
+    streamed: bool = False,
 ) -> Callable[[PyTree, PyTree, PyTree, int], tuple[PyTree, PyTree]]:
     """Maps a one-device step over a mesh and scans it: many steps are one dispatch.
 
@@ -198,6 +199,8 @@ def data_parallel(
       mesh: from `make_mesh`.
       many_seeds: states and shared inputs have a leading axis of seeds, which learn side by side
         from the same sharded data; metrics are [steps, seeds]. Small models fill a device so.
+      streamed: the sharded input is not the data that every step draws from but what each step
+        gets, [steps, rows, ...] with the rows divided among the devices (`data.stream.batches`).
 
     Returns:
       run(state, shared, sharded, steps) -> (state, metrics of every step, leading axis [steps]).
@@ -209,12 +212,13 @@ def data_parallel(
 
     def run(state: PyTree, shared: PyTree, sharded: PyTree, steps: int) -> tuple[PyTree, PyTree]:
         def scanned(state: PyTree, shared: PyTree, local: PyTree) -> tuple[PyTree, PyTree]:
-            body = lambda state, _: step(state, shared, local)
-            return jax.lax.scan(body, state, length=steps)
+            body = lambda state, drawn: step(state, shared, drawn if streamed else local)
+            return jax.lax.scan(body, state, local if streamed else None, length=steps)
 
         # check_vma off: gradients stay local until the step's own pmean, as under jax.pmap.
+        divided = P(None, AXIS) if streamed else P(AXIS)
         mapped = jax.shard_map(
-            scanned, mesh=mesh, in_specs=(P(), P(), P(AXIS)), out_specs=(P(), P()), check_vma=False
+            scanned, mesh=mesh, in_specs=(P(), P(), divided), out_specs=(P(), P()), check_vma=False
         )
         return mapped(state, shared, sharded)
 

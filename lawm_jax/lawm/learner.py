@@ -9,8 +9,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.sharding import Mesh
 
 from lawm_jax.data.normaliser import Normaliser, fit
+from lawm_jax.data.stream import draw_windows, own_rows
 from lawm_jax.data.windows import TrajectoryArrays, Windows, sample_windows
 from lawm_jax.lawm.elbo import ElboConfig, Metrics, draw_noise, elbo_loss
 from lawm_jax.lawm.world_model import Params, WorldModel, init_params
@@ -31,10 +33,13 @@ class WorldModelState:
 
 
 class TrainingData(NamedTuple):
-    """What training may see: labelled trajectories; unlabelled ones without actions, or None."""
+    """What training may see: labelled trajectories; unlabelled ones without actions, or None.
 
-    labelled: TrajectoryArrays
-    unlabelled: TrajectoryArrays | None
+    Where data are streamed, the windows of one step instead, rows leading.
+    """
+
+    labelled: TrajectoryArrays | Windows
+    unlabelled: TrajectoryArrays | Windows | None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,10 +106,15 @@ def make_step(
     labelled_rows = config.labelled_rows // devices
     unlabelled_rows = config.unlabelled_rows // devices
 
-    def draw(state: WorldModelState, data: TrajectoryArrays, tag: int, rows: int) -> tuple:
+    def draw(
+        state: WorldModelState, data: TrajectoryArrays | Windows, tag: int, rows: int
+    ) -> tuple:
         keys = row_keys(state.seed, state.step, tag, rows)
         which, noise = jnp.moveaxis(jax.vmap(jax.random.split)(keys), 1, 0)
-        windows = sample_windows(data, which, config.window)
+        if isinstance(data, Windows):  # drawn on the host already, rows leading
+            windows = jax.tree.map(lambda x: jnp.moveaxis(x, 0, 1), data)
+        else:
+            windows = sample_windows(data, which, config.window)
         normalised = state.normaliser(windows.observation)
         return windows._replace(observation=normalised), noise
 
@@ -131,3 +141,22 @@ def make_step(
         return state, metrics
 
     return step
+
+
+def stream_step(
+    data: TrainingData, config: LearnerConfig, seed: int, mesh: Mesh
+) -> Callable[[int], TrainingData]:
+    """step -> this process's windows of that step, drawn on the host from numpy arrays."""
+
+    def draw(step: int) -> TrainingData:
+        def windows(arrays: TrajectoryArrays | None, tag: int, rows: int) -> Windows | None:
+            if arrays is None:
+                return None
+            return draw_windows(arrays, seed, tag, step, own_rows(rows, mesh), config.window)
+
+        return TrainingData(
+            windows(data.labelled, LABELLED, config.labelled_rows),
+            windows(data.unlabelled, UNLABELLED, config.unlabelled_rows),
+        )
+
+    return draw
