@@ -90,6 +90,21 @@ def test_bookkeeping_across_the_automatic_reset():
     assert episodes > 8
 
 
+def test_some_environments_can_be_restarted():
+    env = procgen.Procgen("maze", 4, seed=0, num_levels=1, start_level=2)
+    start = env.reset()
+    stay = np.full(4, procgen.STAY)
+    for _ in range(7):
+        step = env.step(np.full(4, procgen.UP))
+    first = env.restart(np.array([1, 3]))
+    np.testing.assert_array_equal(first, start[:2])
+    np.testing.assert_array_equal(step.episode_length, 7)  # what was returned stays as it was
+    step = env.step(stay)
+    np.testing.assert_array_equal(step.episode_length, [8, 1, 8, 1])
+    np.testing.assert_array_equal(step.observation[[1, 3]], start[:2])
+    assert step.valid.all()
+
+
 def test_the_time_limit_ends_an_episode():
     env = procgen.Procgen("leaper", 1, seed=0)
     env.reset()

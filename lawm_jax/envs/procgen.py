@@ -150,7 +150,22 @@ class Procgen:
         self._done = (terminated | truncated) & valid
         self._return = np.where(valid, self._return + reward, 0.0)
         self._length = np.where(valid, self._length + 1, 0).astype(np.int32)
-        return Step(observation, reward, self._done, valid, self._return, self._length)
+        return Step(
+            observation, reward, self._done.copy(), valid, self._return.copy(), self._length.copy()
+        )
+
+    def restart(self, which: np.ndarray) -> np.ndarray:
+        """Gives up the episodes of some environments and begins new ones.
+
+        Args:
+            which: [K] the environments' numbers, in increasing order.
+
+        Returns:
+            The first frames [K, 64, 64, 3] uint8.
+        """
+        observation, info = self._env.reset(np.asarray(which, np.int32))
+        self._done[which], self._return[which], self._length[which] = False, 0.0, 0
+        return observation[np.argsort(info["env_id"])]
 
     def close(self) -> None:
         """Frees the simulators."""
