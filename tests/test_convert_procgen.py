@@ -9,7 +9,7 @@ from lawm_jax.errors import InputError
 LENGTHS = (4, 1, 5, 3)  # rows of the episodes in a chunk; the last is cut by the chunk's end
 
 
-def chunk(seed, done, **changes):
+def chunk(seed, marked, **changes):
     """A chunk whose frames jump between episodes, and whose other arrays count the rows."""
     rng = np.random.default_rng(seed)
     rows = sum(LENGTHS)
@@ -23,7 +23,7 @@ def chunk(seed, done, **changes):
     arrays = {
         "obs": obs,
         "ta": t % 15,
-        "done": {"last": last, "first": first}[done],
+        "done": {"last": last, "first": first}[marked],
         "rewards": t / 10,
         "ep_returns": 100.0 * episode + seed,
         "values": t + 0.5,
@@ -32,11 +32,12 @@ def chunk(seed, done, **changes):
     return {key: value for key, value in {**arrays, **changes}.items() if value is not None}
 
 
-def write(folder, done="last", **changes):
+def write(folder, marked="last", **changes):
     for split, seeds in (("train", (0, 1)), ("test", (2,))):
         (folder / split).mkdir(parents=True)
         for seed in seeds:
-            np.savez_compressed(folder / split / f"{9 + seed}.npz", **chunk(seed, done, **changes))
+            path = folder / split / f"{9 + seed}.npz"
+            np.savez_compressed(path, **chunk(seed, marked, **changes))
     return folder
 
 
