@@ -105,7 +105,7 @@ def test_stuck_episodes_are_cut_after_their_last_reward():
     assert tally.stuck + len(by_env[2]) == len(tally.returns)
 
 
-@pytest.mark.parametrize("game, frames", [("maze", 1500), ("miner", 1500)])
+@pytest.mark.parametrize("game, frames", [("heist", 1500), ("maze", 1500), ("miner", 1500)])
 def test_a_scripted_data_set_is_near_the_published_expert(tmp_path, game, frames):
     name = f"{game}/scripted"
     write_scripted_dataset(
