@@ -89,7 +89,7 @@ def test_the_bigfish_expert_eats_and_lives():
         env = procgen.Procgen("bigfish", 4, seed=1)
         frames = before = env.reset()
         total = 0.0
-        for _ in range(150):
+        for _ in range(300):
             step = env.step(np.array([choose(*pair) for pair in zip(frames, before, strict=True)]))
             before = np.where(step.valid[:, None, None, None], frames, step.observation)
             frames = step.observation
