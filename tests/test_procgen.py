@@ -156,3 +156,11 @@ def test_missing_qt_is_one_line(monkeypatch):
     monkeypatch.setattr(procgen.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(InputError, match="pip install PyQt5-Qt5"):
         procgen._load_qt()
+    monkeypatch.undo()
+
+    def fail(name, mode):
+        raise OSError("libGL.so.1: cannot open shared object file: No such file or directory")
+
+    monkeypatch.setattr(procgen.ctypes, "CDLL", fail)
+    with pytest.raises(InputError, match="cannot be loaded: libGL.so.1: .* apt install libgl1"):
+        procgen._load_qt()

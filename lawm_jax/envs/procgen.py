@@ -228,4 +228,7 @@ def _load_qt() -> None:
             (path,) = folder.glob(f"{name}.so.[0-9]*")
             ctypes.CDLL(str(path), ctypes.RTLD_GLOBAL)
     except (OSError, ValueError) as error:
-        raise InputError(f"Procgen needs the Qt 5 libraries in {folder}: {error}") from error
+        raise InputError(
+            f"Procgen's Qt 5 libraries in {folder} cannot be loaded: {error}; they want the "
+            "system's OpenGL and GLib, e.g. apt install libgl1 libglib2.0-0"
+        ) from error
