@@ -7,13 +7,18 @@ Formats: `aime`, one .npz a trajectory with named parts of the observation, `rew
 `pre_action` (the action that led to the row, zeros in the first); `vd4rl`, Dreamer-style .npz or
 .hdf5 with `observation` or named parts, `action`, `reward` and `is_first` or `step_type`. Files
 without actions become unlabelled trajectories. lawm_jax/data/convert.py says more.
+
+    python -m experiments.convert --format=lapo --source=expert_data/bigfish \\
+        --task=bigfish --name=bigfish/published
+
+`lapo`, the published chunks of Procgen frames (lawm_jax/data/convert_procgen.py).
 """
 
 import sys
 
 from absl import flags
 
-FORMATS = ("aime", "vd4rl")
+FORMATS = ("aime", "vd4rl", "lapo")
 
 
 def main(argv: list[str]) -> int:
@@ -30,8 +35,12 @@ def main(argv: list[str]) -> int:
             raise InputError(f"unexpected argument '{rest[0]}'")
         if not (values.format and values.source and values.name):
             raise InputError("--format, --source and --name are required (see --help)")
-        print(convert(values.format, values.source, values.name, values.data_dir, values.task,
-                      tuple(values.keys)))  # fmt: skip
+        if values.format == "lapo":
+            print(convert_frames(values.source, values.name, values.data_dir, values.task,
+                                 values.done))  # fmt: skip
+        else:
+            print(convert(values.format, values.source, values.name, values.data_dir, values.task,
+                          tuple(values.keys)))  # fmt: skip
     except (flags.Error, InputError) as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
@@ -92,6 +101,25 @@ def convert(
     )
 
 
+def convert_frames(source: str, name: str, data_dir: str, game: str, done: str) -> str:
+    """Writes a data set of Procgen frames and returns a summary of it.
+
+    Raises:
+        InputError: bad files or an unknown game.
+    """
+    from lawm_jax.data import convert_procgen, records
+    from lawm_jax.errors import InputError
+
+    if not game:
+        raise InputError("--task is required: the game, e.g. bigfish")
+    directory = convert_procgen.convert_lapo(source, data_dir, name, game, done)
+    train = records.read_metadata(directory, "splits")[0]["train"]
+    return (
+        f"{name}: {train['frames']} frames of {train['episodes']} episodes to train on, mean "
+        f"return {train['mean_return']:.2f}, written to {directory}"
+    )
+
+
 def _flags() -> flags.FlagValues:
     values = flags.FlagValues()
     flags.DEFINE_enum("format", None, FORMATS, "format of the files", flag_values=values)
@@ -99,7 +127,13 @@ def _flags() -> flags.FlagValues:
     flags.DEFINE_string("name", None, "NAME/CONFIG of the data set", flag_values=values)
     flags.DEFINE_string("data_dir", "data", "where data sets lie", flag_values=values)
     flags.DEFINE_string(
-        "task", "", "control-suite task, e.g. walker_walk: gives --keys and checks the sizes",
+        "task", "", "control-suite task, e.g. walker_walk: gives --keys and checks the sizes; "
+        "with --format=lapo the game",
+        flag_values=values,
+    )  # fmt: skip
+    flags.DEFINE_enum(
+        "done", "auto", ("auto", "last", "first"),
+        "with --format=lapo: which row of an episode is marked done; auto sees where frames jump",
         flag_values=values,
     )  # fmt: skip
     flags.DEFINE_list(

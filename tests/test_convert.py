@@ -265,7 +265,7 @@ def test_keys_take_the_place_of_the_task(tmp_path):
         (["--task=walker_walk", "--keys=height"], "observation has 1 numbers a step, not 24"),
         (["--task=hopper_stand", "--keys=orientations,height"], "action has 6 numbers a step, not"),
         ([], "lacks observation; it has"),
-        (["--format=mat"], "one of <aime|vd4rl>"),
+        (["--format=mat"], "one of <aime|vd4rl|lapo>"),
         (["--frmat=aime"], "'frmat'. Did you mean: format ?"),
         (["--name=own"], "must look like NAME/CONFIG"),
         (["--name="], "--format, --source and --name are required"),
@@ -289,7 +289,7 @@ def test_bad_values_name_the_file_and_the_step(tmp_path, capsys):
 
 
 def test_help_is_quick_and_formats_agree():
-    assert set(command.FORMATS) == set(convert.READERS)
+    assert set(command.FORMATS) == {*convert.READERS, "lapo"}
     root = Path(__file__).parent.parent
     done = subprocess.run(
         [sys.executable, "-m", "experiments.convert", "--help"],

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 
-from lawm_jax.data import shards
+from lawm_jax.data import records, shards
 from lawm_jax.data.trajectory import Trajectory, fingerprint
 from lawm_jax.errors import InputError, TrainingError
 
@@ -129,12 +129,12 @@ def test_refuses_to_overwrite(written):
 
 
 def test_two_writers_at_once_leave_the_first_ones_data(tmp_path, monkeypatch):
-    def other_writes_first(*args, original=shards._write):
-        monkeypatch.setattr(shards, "_write", original)
+    def other_writes_first(trajectory, action_size, original=shards._to_example):
+        monkeypatch.setattr(shards, "_to_example", original)
         shards.write_dataset(tmp_path, NAME, make(2), {})
-        original(*args)
+        return original(trajectory, action_size)
 
-    monkeypatch.setattr(shards, "_write", other_writes_first)
+    monkeypatch.setattr(shards, "_to_example", other_writes_first)
     with pytest.raises(InputError, match=r"medium_replay_6/1\.0\.0 exists"):
         shards.write_dataset(tmp_path, NAME, make(), {})
     assert len(shards.read_dataset(tmp_path, NAME).trajectories) == 2
@@ -190,7 +190,7 @@ def test_a_full_disk_is_one_line(tmp_path, monkeypatch, error):
     def fail(*_):
         raise error
 
-    monkeypatch.setattr(shards, "_write", fail)
+    monkeypatch.setattr(records.tfds.core.SequentialWriter, "add_examples", fail)
     with pytest.raises(TrainingError, match=f"{NAME} could not be written to .*: .*(space|write)"):
         shards.write_dataset(tmp_path, NAME, make(), {})
 

@@ -16,13 +16,15 @@ is not kept: the control suite has none.
 
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from etils import epath
 
 from lawm_jax.data.trajectory import Trajectory
 from lawm_jax.errors import InputError
+
+T = TypeVar("T")
 
 
 def read_aime(directory: epath.PathLike, keys: Sequence[str]) -> Iterator[Trajectory]:
@@ -39,8 +41,8 @@ def read_aime(directory: epath.PathLike, keys: Sequence[str]) -> Iterator[Trajec
     Raises:
         InputError: no files, a damaged file, missing or misaligned arrays, pixels only.
     """
-    for path in _files(directory, ".npz"):
-        yield from _read(path, _aime_trajectory, keys)
+    for path in data_files(directory, ".npz"):
+        yield from parse_file(path, _aime_trajectory, keys)
 
 
 def read_vd4rl(directory: epath.PathLike, keys: Sequence[str]) -> Iterator[Trajectory]:
@@ -57,8 +59,8 @@ def read_vd4rl(directory: epath.PathLike, keys: Sequence[str]) -> Iterator[Traje
     Raises:
         InputError: as `read_aime`, and for .hdf5 where h5py is not installed.
     """
-    for path in _files(directory, ".npz", ".hdf5", ".h5"):
-        yield from _read(path, _vd4rl_trajectories, keys)
+    for path in data_files(directory, ".npz", ".hdf5", ".h5"):
+        yield from parse_file(path, _vd4rl_trajectories, keys)
 
 
 READERS: dict[str, Callable[[epath.PathLike, Sequence[str]], Iterator[Trajectory]]] = {
@@ -161,7 +163,12 @@ def _rows(arrays: Mapping[str, Any], key: str, rows: int, path: epath.Path) -> n
     return array.reshape(rows, -1).astype(np.float32)
 
 
-def _files(directory: epath.PathLike, *suffixes: str) -> list[epath.Path]:
+def data_files(directory: epath.PathLike, *suffixes: str) -> list[epath.Path]:
+    """Returns the files of a folder with these suffixes, 9.npz before 10.npz.
+
+    Raises:
+        InputError: no such folder, or no such files in it.
+    """
     directory = epath.Path(directory).expanduser()
     if not directory.is_dir():
         raise InputError(f"no directory {directory}")
@@ -176,16 +183,18 @@ def _natural(name: str) -> list[Any]:
     return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", name)]
 
 
-def _read(
-    path: epath.Path, parse: Callable[..., list[Trajectory]], keys: Sequence[str]
-) -> list[Trajectory]:
-    """Hands the arrays of a file to `parse`; only those that it asks for are loaded."""
+def parse_file(path: epath.Path, parse: Callable[..., list[T]], *arguments: Any) -> list[T]:
+    """Returns parse(arrays, *arguments, path); only the arrays that it asks for are loaded.
+
+    Raises:
+        InputError: the file cannot be read, or `parse` says that it is wrong.
+    """
     try:
         with path.open("rb") as file:
             if path.suffix == ".npz":
-                return parse(np.load(file), keys, path)
+                return parse(np.load(file), *arguments, path)
             with _h5py().File(file) as arrays:
-                return parse(arrays, keys, path)
+                return parse(arrays, *arguments, path)
     except InputError:
         raise
     except Exception as error:  # zipfile, zlib, numpy and h5py each have their own
