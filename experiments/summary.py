@@ -42,7 +42,9 @@ def summary(results: Mapping[str, Any]) -> str:
             rows.append((label, template.format(**results)))
         except (KeyError, TypeError, ValueError):
             continue
-    width = max(len(label) for label, _ in rows)
+    nested = [label.startswith(" ") for label, _ in rows[1:]] + [False]
+    rows = [row for row, filled in zip(rows, nested, strict=True) if row[1] or filled]
+    width = max((len(label) for label, _ in rows), default=0)
     return "\n".join(f"{label:{width}}  {value}".rstrip() for label, value in rows)
 
 
