@@ -100,6 +100,11 @@ def _run(main: Callable[[Run], None], argv: list[str]) -> int:
         return DONE
     parsed = command_line.parse(argv)
     experiment = Path(argv[0]).stem
+    if "://" in (parsed.workdir or ""):
+        raise InputError(
+            f"--workdir={parsed.workdir}: a work directory is a local or mounted folder; mount the "
+            "bucket (gcsfuse), or copy the folder when the run is done"
+        )
     workdir = Path(parsed.workdir or Path("runs", experiment, parsed.run_name()))
     results = workdir / "results.json"
     config = json.loads(parsed.config.to_json_best_effort())
