@@ -134,6 +134,15 @@ def global_rows(local_rows: int) -> jax.Array:
     return jax.lax.axis_index(AXIS) * local_rows + jax.numpy.arange(local_rows)
 
 
+def row_keys(seed: jax.Array, step: jax.Array, tag: int, local_rows: int) -> jax.Array:
+    """One key a global row of this device [local_rows]: the same row, the same randomness.
+
+    tag: tells apart what a run draws at the same step.
+    """
+    key = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), step), tag)
+    return jax.vmap(lambda row: jax.random.fold_in(key, row))(global_rows(local_rows))
+
+
 def data_parallel(
     step: Callable[[PyTree, PyTree, PyTree], tuple[PyTree, PyTree]],
     mesh: Mesh,

@@ -18,11 +18,11 @@ import optax
 from lawm_jax.dists import tanh_normal_log_prob
 from lawm_jax.lawm.elbo import Metrics
 from lawm_jax.lawm.imagination import imagine
-from lawm_jax.lawm.learner import STARTS, row_keys
+from lawm_jax.lawm.learner import STARTS
 from lawm_jax.lawm.world_model import Params, State, WorldModel
 from lawm_jax.nets import MLP, normal_from
 from lawm_jax.returns import lambda_returns
-from lawm_jax.runner import AXIS
+from lawm_jax.runner import AXIS, row_keys
 
 POLICY_MIN_STD = 0.1
 

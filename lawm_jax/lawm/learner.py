@@ -13,7 +13,7 @@ import optax
 from lawm_jax.data.windows import TrajectoryArrays, Windows, sample_windows
 from lawm_jax.lawm.elbo import ElboConfig, Metrics, draw_noise, elbo_loss
 from lawm_jax.lawm.world_model import Params, WorldModel, init_params
-from lawm_jax.runner import AXIS, global_rows
+from lawm_jax.runner import AXIS, row_keys
 
 LABELLED, UNLABELLED, STARTS = range(3)  # tags of a step's keys
 
@@ -104,15 +104,6 @@ def init(
         seed=jnp.asarray(seed, jnp.int32),
         step=jnp.zeros((), jnp.int32),
     )
-
-
-def row_keys(seed: jax.Array, step: jax.Array, tag: int, local_rows: int) -> jax.Array:
-    """One key a global row of this device [local_rows]: the same row, the same randomness.
-
-    tag: tells apart what a run draws at the same step.
-    """
-    key = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), step), tag)
-    return jax.vmap(lambda row: jax.random.fold_in(key, row))(global_rows(local_rows))
 
 
 def make_step(
