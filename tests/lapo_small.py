@@ -46,18 +46,18 @@ def noise_frames(lengths=(5, 2, 7), seed=0):
     )
 
 
-def moving_dot(episodes=40, length=30, seed=0):
-    """A 2 x 2 dot that moves by MOVES[action], round the edges, on a grid of 2 pixels a cell."""
+def moving_dots(dots=1, episodes=40, length=30, seed=0):
+    """Dots of 2 x 2 pixels that together move a cell by MOVES[action], round the edges."""
     rng = np.random.default_rng(seed)
     cells = SIDE // 2
     action = rng.integers(0, len(MOVES), (episodes, length))
-    start = rng.integers(0, cells, (episodes, 1, 2))
-    position = np.concatenate([start, start + MOVES[action].cumsum(1)], 1) % cells
+    start = rng.permuted(np.tile(np.arange(cells**2), (episodes, 1)), axis=1)[:, :dots]
+    start = np.stack([start // cells, start % cells], -1)[:, None]
+    moves = np.concatenate([np.zeros((episodes, 1, 2), int), MOVES[action].cumsum(1)], 1)
+    row, column = np.moveaxis((start + moves[:, :, None]) % cells, -1, 0)
     observation = np.zeros((episodes, length + 1, cells, cells, 3), np.uint8)
-    np.put_along_axis(
-        observation.reshape(episodes, length + 1, cells**2, 3),
-        (position[..., 0] * cells + position[..., 1])[..., None, None], 255, 2,
-    )
+    episode, step = np.ogrid[:episodes, : length + 1]
+    observation[episode[..., None], step[..., None], row, column] = 255
     observation = observation.repeat(2, 2).repeat(2, 3)
     action = np.concatenate([action, np.full((episodes, 1), -1)], 1)
     return FrameArrays(

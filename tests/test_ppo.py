@@ -1,4 +1,4 @@
-"""PPO: advantages and losses against numpy, its groups of parameters, tiny problems it must solve."""
+"""PPO: advantages and losses against numpy, groups of parameters, a problem it must solve."""
 
 import functools
 
@@ -6,17 +6,21 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from lapo_small import SIDE
+from lapo_small import SIDE, TRAINING
 
 from lawm_jax import runner
+from lawm_jax.lapo import decode, imitation
+from lawm_jax.lapo.decode import Decoder, DecoderConfig
 from lawm_jax.online import ppo, reward_scale
 from lawm_jax.online.ppo import ActorCritic, PPOConfig, Rollout, Samples
 from lawm_jax.returns import generalised_advantages
-from lawm_jax.vision import EncoderConfig
+from lawm_jax.vision import EncoderConfig, FrameNetwork
 
 ENCODER = EncoderConfig(channels=(8,), multiplier=1, blocks=1, patch=4, features=16)
 SHAPE = (SIDE, SIDE, 3)
 ALWAYS = ((0.0, 1.0),)
+DECODER = DecoderConfig(units=(6,), steps=1, epochs=1, rows=8, learning_rate=1e-3,
+                        weight_decay=0.0, label_smoothing=0.0)
 N, T = 8, 16
 
 
@@ -49,10 +53,13 @@ def one_device(step):
 
 def mapped(function):
     """Calls a function that has collectives as the only device."""
-    return lambda *args: jax.tree.map(
-        lambda x: x[0],
-        jax.vmap(function, axis_name=runner.AXIS)(*jax.tree.map(lambda x: jnp.array(x)[None], args)),
-    )
+    devices = jax.jit(jax.vmap(function, axis_name=runner.AXIS))
+
+    def call(*args):
+        out = devices(*jax.tree.map(lambda x: jnp.array(x)[None], args))
+        return jax.tree.map(lambda x: x[0], out)
+
+    return call
 
 
 def test_advantages_against_numpy():
@@ -171,25 +178,29 @@ def test_groups_learn_at_their_own_rates():
         ppo.init(network, make_config(groups=(("decoders", ALWAYS),)), SHAPE, 0)
 
 
-def test_logits_of_the_two_heads_are_averaged():
-    single, double = ActorCritic(ENCODER, 3), ActorCritic(ENCODER, 3, 4, (6,))
-    config = make_config()
-    params = ppo.init(double, config, SHAPE, 0).params
-    params = jax.tree.map(
-        lambda x: x + 0.3 * jax.random.normal(jax.random.key(x.size), x.shape), params)
+def test_a_latent_policy_and_its_decoder_are_one_of_two_heads():
+    """Logits are the mean of PPO's and those of the policy decoded offline."""
+    policy, decoder = FrameNetwork(ENCODER, 4), Decoder((6,), 3)
+    network = ActorCritic(ENCODER, 3, latent_size=4, decoder_units=(6,))
+    rng = np.random.default_rng(0)
+    noise = lambda tree: jax.tree.map(
+        lambda x: rng.standard_normal(x.shape).astype(np.float32), tree)
+    latent_policy = noise(imitation.init(policy, TRAINING, SHAPE, 0).params)
+    given = {
+        **ppo.from_latent_policy(latent_policy),
+        "decoder": noise(decode.init(decoder, DECODER, 4, 0).params),
+    }
+    state = ppo.init(network, make_config(), SHAPE, 0, **given)
     observation = make_rollout().observation[0]
-    alone, value = single.apply({"params": {k: params[k] for k in before_heads()}}, observation)
-    both, same_value = double.apply({"params": params}, observation)
-    features = double.apply({"params": params}, observation, method="features")
-    hidden = jax.nn.relu(features @ params["latent_fc"]["kernel"] + params["latent_fc"]["bias"])
-    z = hidden @ params["latent"]["kernel"] + params["latent"]["bias"]
-    decoded = double.apply({"params": params}, z, method=lambda network, z: network.decoder(z))
-    np.testing.assert_allclose(both, (alone + decoded) / 2, atol=1e-5)
-    np.testing.assert_allclose(same_value, value, atol=1e-6)
-
-
-def before_heads():
-    return ("trunk", "fc", "policy", "value")
+    offline = decode.decoded_logits(
+        policy, decoder, {"policy": latent_policy, "decoder": given["decoder"]}, observation)
+    apply = jax.jit(lambda params: network.apply({"params": params}, observation))
+    logits, _ = apply(state.params)
+    np.testing.assert_allclose(logits, offline / 2, rtol=1e-3, atol=1e-3)  # PPO's start at zero
+    bias = np.array([1.0, -2.0, 0.5], np.float32)
+    moved = state.params["policy"] | {"bias": bias}
+    logits, _ = apply(state.params | {"policy": moved})
+    np.testing.assert_allclose(logits, (offline + bias) / 2, rtol=1e-3, atol=1e-3)
 
 
 def test_features_computed_once_give_the_update_of_frames():
@@ -242,7 +253,8 @@ def test_ppo_learns_to_walk_a_corridor():
             frames = env.observe()
             action, log_prob, value = map(np.asarray, ppo.act(
                 network, state.params, frames, jax.random.fold_in(key, i * T + t)))
-            rows.append((frames, action, log_prob, value, *env.step(action), np.ones(N, np.float32)))
+            result = env.step(action)
+            rows.append((frames, action, log_prob, value, *result, np.ones(N, np.float32)))
         last = np.asarray(ppo.act(network, state.params, env.observe(), key)[2])
         rollout = Rollout(*(np.stack(x, 1) for x in zip(*rows, strict=True)), last)
         earned.append(rollout.reward.sum() / N)
