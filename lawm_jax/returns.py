@@ -34,3 +34,33 @@ def discounted_return(reward: jax.Array, discount: float) -> jax.Array:
     """sum_t discount^t reward[t] over the leading axis: [T, ...] -> [...]."""
     weight = discount ** jnp.arange(reward.shape[0], dtype=reward.dtype)
     return jnp.tensordot(weight, reward, axes=1)
+
+
+def generalised_advantages(
+    r_t: jax.Array, v_t: jax.Array, v_next: jax.Array, continues: jax.Array, discount: float,
+    lambda_: float,
+) -> jax.Array:
+    """Generalised advantage estimates (Schulman et al., 2016, equations 11, 12 and 16).
+
+    A_t = delta_t + discount lambda continues_t A_{t+1}, with
+    delta_t = r_t + discount continues_t V_{t+1} - V_t.
+
+    Args:
+      r_t: [T, ...] reward of the action taken at step t.
+      v_t: [T, ...] values of the states it was taken in.
+      v_next: [...] value of the state after the last action.
+      continues: [T, ...] 0 where that action ended the episode, otherwise 1.
+
+    Returns:
+      [T, ...] advantages; with v_t added they are targets for the values.
+    """
+    chex.assert_equal_shape([r_t, v_t, continues])
+    v_after = jnp.concatenate([v_t[1:], v_next[None]])
+    delta = r_t + discount * continues * v_after - v_t
+
+    def backward(a: jax.Array, inputs: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+        delta, continues = inputs
+        a = delta + discount * lambda_ * continues * a
+        return a, a
+
+    return jax.lax.scan(backward, jnp.zeros_like(v_next), (delta, continues), reverse=True)[1]

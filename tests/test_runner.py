@@ -2,18 +2,17 @@
 
 import dataclasses
 import functools
-import json
 import os
 import socket
 import subprocess
 import sys
-from pathlib import Path
 
 import eight_devices
 import jax
 import numpy as np
 import pytest
 import two_processes
+from processes import output, start
 from small import make_elbo, make_model, make_trajectory
 
 from lawm_jax import runner
@@ -130,25 +129,6 @@ def test_a_batch_that_devices_do_not_divide_is_refused():
 
 
 # ---- eight devices, in a process that has them
-
-
-def start(script, *args, devices, **environment):
-    """Starts a script of this folder with forced host devices."""
-    flags = f"--xla_force_host_platform_device_count={devices}"
-    root = Path(__file__).parent.parent
-    return subprocess.Popen(
-        [sys.executable, script.__file__, *map(str, args)],
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        env=os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(root)}
-        | environment,
-    )
-
-
-def output(process):
-    """What the script printed last, from JSON."""
-    out, err = process.communicate(timeout=600)
-    assert process.returncode == 0, err
-    return json.loads(out.splitlines()[-1])
 
 
 @pytest.fixture(scope="module")

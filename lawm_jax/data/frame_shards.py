@@ -27,6 +27,7 @@ import zstandard
 from etils import epath
 
 from lawm_jax.data import records
+from lawm_jax.data.frames import FrameArrays
 from lawm_jax.envs.procgen import FRAME, NUM_ACTIONS
 from lawm_jax.errors import InputError
 
@@ -56,22 +57,6 @@ class Episode(NamedTuple):
     episode_return: float
 
 
-class Frames(NamedTuple):
-    """Rows of a data set, episodes one after another.
-
-    Attributes:
-        observation: [N, 64, 64, 3] uint8.
-        action: [N] int32, taken at this frame; -1 in an episode's last row.
-        reward: [N] float32, earned by it; 0 in an episode's last row.
-        episode: [N] int32, non-decreasing.
-    """
-
-    observation: np.ndarray
-    action: np.ndarray
-    reward: np.ndarray
-    episode: np.ndarray
-
-
 class Notes(NamedTuple):
     """What else is known of the rows: value, log_prob and episode_return, each [N] float32."""
 
@@ -95,7 +80,7 @@ class FrameDataset:
 
     name: str
     split: str
-    frames: Frames
+    frames: FrameArrays
     notes: Notes
     metadata: dict[str, Any]
     statistics: dict[str, Any]
@@ -202,7 +187,7 @@ def _to_records(
     for chunk in _chunks(_rows(episodes, returns, where)):
         digest.update(chunk)
         frames += len(chunk[0])
-        example = dict(zip(Frames._fields + Notes._fields, chunk, strict=True))
+        example = dict(zip(FrameArrays._fields + Notes._fields, chunk, strict=True))
         packed = compressor.compress(np.ascontiguousarray(example.pop("observation")))
         yield {"frames": np.frombuffer(packed, np.uint8), **example}
     if not returns:
@@ -282,11 +267,11 @@ def _check(episode: Episode, at: str) -> None:
             raise InputError(f"{at}: {name} holds NaN or Inf")
 
 
-def _empty(rows: int) -> tuple[Frames, Notes]:
+def _empty(rows: int) -> tuple[FrameArrays, Notes]:
     floats = [np.empty(rows, np.float32) for _ in range(4)]
     integers = [np.empty(rows, np.int32) for _ in range(2)]
     observation = np.empty((rows, *FRAME), np.uint8)
-    return Frames(observation, integers[0], floats[0], integers[1]), Notes(*floats[1:])
+    return FrameArrays(observation, integers[0], floats[0], integers[1]), Notes(*floats[1:])
 
 
 def _features() -> tfds.features.FeaturesDict:
@@ -299,7 +284,7 @@ def _features() -> tfds.features.FeaturesDict:
 
 
 def _from_example(example: dict[str, Any]) -> tuple[np.ndarray, ...]:
-    columns = [example[name] for name in Frames._fields[1:] + Notes._fields]
+    columns = [example[name] for name in FrameArrays._fields[1:] + Notes._fields]
     rows = len(columns[0])
     packed = example["frames"].tobytes()
     raw = zstandard.ZstdDecompressor().decompress(packed, max_output_size=rows * _FRAME_BYTES)
@@ -311,7 +296,7 @@ class _Digest:
     """SHA-256 of columns of rows, however the rows are cut into chunks."""
 
     def __init__(self) -> None:
-        self._columns = [hashlib.sha256() for _ in Frames._fields + Notes._fields]
+        self._columns = [hashlib.sha256() for _ in FrameArrays._fields + Notes._fields]
 
     def update(self, chunk: tuple[np.ndarray, ...]) -> None:
         for column, array in zip(self._columns, chunk, strict=True):

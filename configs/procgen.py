@@ -1,0 +1,241 @@
+"""LAPO on one Procgen game: latent actions from frames, a latent policy, decoding to true actions.
+
+    python -m experiments.lapo --config=configs/procgen.py:GAME[,PRESET]
+
+GAME is one of the 16 below, PRESET one of
+
+  published  the paper's settings (the default): 50,000 + 60,000 steps of networks of 4M to 8M
+             parameters and 4M frames online; for an accelerator
+  small      2 CPU cores, about an hour for all stages: networks on 8 x 8 patches; a forward error
+             relative to copying the last frame, normalised latents and codes that fit them
+  tiny       under two minutes: does every stage once, learns nothing; for tests
+"""
+
+import ml_collections
+
+GAMES = (
+    "bigfish", "bossfight", "caveflyer", "chaser", "climber", "coinrun", "dodgeball", "fruitbot",
+    "heist", "jumper", "leaper", "maze", "miner", "ninja", "plunder", "starpilot",
+)
+PRESETS = ("published", "small", "tiny")
+ACTIONS = 15  # 0 to 8: left, stay, right x down, none, up; 9 to 14: keys that few games use
+ALWAYS = ((0.0, 1.0),)
+Config = ml_collections.ConfigDict
+
+
+def get_config(arg: str = "bigfish") -> Config:
+    """Parses "game[,preset]" and returns a locked config with every key declared."""
+    game, *rest = [part.strip() for part in arg.split(",")]
+    if game not in GAMES:
+        raise ValueError(
+            f"configs/procgen.py: '{game}' is no Procgen game; choose from {', '.join(GAMES)}"
+        )
+    if len(rest) > 1 or not set(rest) <= set(PRESETS):
+        raise ValueError(
+            f"configs/procgen.py: '{','.join(rest)}' is no preset; choose one of "
+            f"{', '.join(PRESETS)}"
+        )
+    preset = rest[0] if rest else "published"
+    config = Config()
+    config.task = game
+    config.preset = preset
+    config.seed = 0
+    config.dtype = "float32"  # of the networks' computation: float32 | bfloat16
+    config.idm = _encoder()
+    config.idm.differences = False  # the outer frames as differences from the middle one
+    config.idm.normalise = False  # every code of z scaled to a mean square of 1
+    config.fdm = _fdm()
+    config.vq = _vq()
+    config.latent_action = _training(50_000, 3e-4, start=0.1, end=0.01, warmup=50)
+    config.latent_action.relative_error = False  # forward error over that of copying the frame
+    config.policy = _encoder()  # of latent policy and behaviour cloning
+    config.latent_policy = _training(60_000, 2e-4, start=0.01, end=0.0, warmup=1000)
+    config.cloning = _training(60_000, 2e-4, start=0.01, end=0.0, warmup=1000)
+    config.supervised_idm = _training(50_000, 3e-4, start=0.1, end=0.01, warmup=50)
+    config.decoder = _decoder()
+    config.online = _online()
+    config.scratch = _ppo(5e-4, trunk=ALWAYS, fc=ALWAYS, policy=ALWAYS, value=ALWAYS)
+    config.evaluation = _evaluation(game)
+    config.run = _run()
+    if preset != "published":
+        _small(config)
+    if preset == "tiny":
+        _tiny(config)
+    return config.lock()
+
+
+def _encoder() -> Config:
+    encoder = Config()
+    encoder.channels = (16, 32, 32)  # of each stage, before the multiplier
+    encoder.multiplier = 4
+    encoder.blocks = 2  # residual blocks a stage
+    encoder.patch = 0  # 0: IMPALA; else the side of the patches that the frame is cut into
+    encoder.features = 256
+    return encoder
+
+
+def _fdm() -> Config:
+    fdm = Config()
+    fdm.width = 24
+    fdm.levels = 5
+    fdm.patch = 0  # 0: a U-Net on pixels; else on patches of this side
+    fdm.residual = False  # predict the change from the last frame
+    return fdm
+
+
+def _vq() -> Config:
+    vq = Config()
+    vq.enabled = True  # False: the ablation without quantisation
+    vq.books = 2
+    vq.codes = 4  # of each book
+    vq.size = 16  # numbers of a code: z has books x codes x size
+    vq.embeddings = 64  # of each book
+    vq.commitment = 0.05
+    vq.decay = 0.999
+    vq.epsilon = 1e-5
+    vq.initial_scale = 5 / 64
+    vq.initial_count = 0.0  # 1 keeps codes without assignments where they are at the first update
+    vq.restart_below = 0.0  # moving count below which a code restarts on a vector of the batch
+    return vq
+
+
+def _training(steps: int, learning_rate: float, start: float, end: float, warmup: int) -> Config:
+    training = Config()
+    training.steps = steps
+    training.rows = 128  # windows of a batch, over all devices
+    training.shift = 0  # random translation of a window, pixels
+    training.learning_rate = learning_rate
+    training.learning_rate_start = start  # share of it where the warm-up starts
+    training.learning_rate_end = end  # share of it that the linear decay ends at
+    training.warmup_steps = warmup
+    training.weight_decay = 0.01
+    training.gradient_clip = 2.0
+    return training
+
+
+def _decoder() -> Config:
+    decoder = Config()
+    # sizes of the labelled sets, one decoder each
+    decoder.labels = tuple(2**n for n in range(3, 18))
+    decoder.units = (128, 128)
+    decoder.steps = 2000
+    decoder.rows = 128
+    decoder.learning_rate = 1e-3
+    decoder.weight_decay = 0.01
+    decoder.label_smoothing = 0.0
+    return decoder
+
+
+def _ppo(learning_rate: float, **schedules: tuple) -> Config:
+    ppo = Config()
+    ppo.frames = 4_000_000
+    ppo.envs = 64
+    ppo.horizon = 64
+    ppo.minibatches = 8
+    ppo.epochs = 3
+    ppo.discount = 0.999
+    ppo.lambda_ = 0.95
+    ppo.clip = 0.2
+    ppo.entropy = 0.0025
+    ppo.value = 0.5
+    ppo.gradient_clip = 0.5
+    ppo.reward_clip = 10.0
+    ppo.learning_rate = learning_rate
+    # ((frames, share of the learning rate), ...) a group of parameters; () freezes it
+    ppo.schedule = Config(schedules)
+    return ppo
+
+
+def _online() -> Config:
+    end = (4_000_000.0, 0.0)
+    online = _ppo(
+        1e-2,
+        trunk=(),
+        fc=((50_000.0, 0.0), (200_000.0, 0.1), end),
+        policy=((35_000.0, 0.0), (50_000.0, 0.25), end),
+        value=((25_000.0, 0.0), (50_000.0, 0.25), end),
+    )
+    online.supervised = True  # False: the ablation "RL, no-SL"
+    # the supervised head is trained from scratch between two frame counts, at every update up to a
+    # third and at every so-manieth from there
+    online.supervised_from = 10_000
+    online.supervised_to = 400_000
+    online.supervised_always_until = 50_000
+    online.supervised_every = 20
+    online.decoder = Config()
+    online.decoder.units = (192, 128, 64)
+    online.decoder.epochs = 3
+    online.decoder.rows = 512
+    online.decoder.learning_rate = 1e-3
+    online.decoder.weight_decay = 0.0
+    online.decoder.label_smoothing = 0.05
+    return online
+
+
+def _evaluation(game: str) -> Config:
+    evaluation = Config()
+    evaluation.windows = 4096  # of training and of held-out frames, for probes and errors
+    # class of each of the 15 actions where several do the same; measured on miner
+    merged = {"miner": (1, 1, 1, 3, 4, 5, 7, 7, 7, 4, 4, 4, 4, 4, 4)}
+    evaluation.merge = merged.get(game, tuple(range(ACTIONS)))
+    evaluation.temperature = 1.0  # of a policy's actions; 0 takes the best
+    evaluation.episodes = 100
+    evaluation.envs = 64
+    return evaluation
+
+
+def _run() -> Config:
+    run = Config()
+    run.steps_per_call = 10  # train steps in one dispatch, and between two logged records
+    run.checkpoint_every = 1000  # steps; a multiple of steps_per_call
+    run.evaluate_every = 5000  # steps between evaluations of a stage; likewise
+    return run
+
+
+def _small(config: Config) -> None:
+    for encoder in (config.idm, config.policy):
+        encoder.channels, encoder.multiplier, encoder.blocks = (64,), 1, 1
+        encoder.patch = 8
+    config.idm.differences = config.idm.normalise = True
+    fdm = config.fdm
+    fdm.width, fdm.levels, fdm.patch, fdm.residual = 64, 2, 8, True
+    vq = config.vq
+    # codes of z have a mean square of 1, and so have embeddings uniform in +- sqrt(3)
+    vq.initial_scale, vq.initial_count, vq.decay, vq.restart_below = 1.732, 1.0, 0.99, 0.05
+    stage = config.latent_action
+    stage.steps, stage.rows, stage.learning_rate = 8000, 64, 1e-3
+    stage.relative_error = True
+    for training in (config.latent_policy, config.cloning):
+        training.steps, training.learning_rate, training.warmup_steps = 5000, 1e-3, 100
+        training.shift = 2
+    config.supervised_idm.steps, config.supervised_idm.rows = 2000, 64
+    config.supervised_idm.learning_rate = 1e-3
+    config.decoder.labels = (16, 64, 256, 1024, 4096)
+    for ppo in (config.online, config.scratch):
+        ppo.frames, ppo.envs = 204_800, 32
+    online, end = config.online, (204_800.0, 0.0)
+    online.schedule.fc = ((40_000.0, 0.0), (100_000.0, 0.1), end)
+    online.schedule.policy = ((20_000.0, 0.0), (40_000.0, 0.25), end)
+    online.schedule.value = ((10_000.0, 0.0), (20_000.0, 0.25), end)
+    online.supervised_from, online.supervised_to = 4000, 100_000
+    config.run.evaluate_every = 1000
+
+
+def _tiny(config: Config) -> None:
+    for encoder in (config.idm, config.policy):
+        encoder.channels, encoder.features = (8,), 16
+    config.fdm.width = 8
+    config.vq.codes, config.vq.size, config.vq.embeddings = 2, 4, 8
+    for name in ("latent_action", "latent_policy", "cloning", "supervised_idm"):
+        config[name].steps, config[name].rows, config[name].warmup_steps = 40, 16, 5
+    config.decoder.labels, config.decoder.units, config.decoder.steps = (8, 32), (16,), 40
+    for ppo in (config.online, config.scratch):
+        ppo.frames, ppo.envs, ppo.horizon, ppo.minibatches = 512, 8, 16, 2
+    online = config.online
+    online.supervised_from, online.supervised_to, online.supervised_always_until = 128, 512, 384
+    online.supervised_every = 2
+    for name in online.schedule:
+        online.schedule[name] = () if name == "trunk" else ((0.0, 0.1), (512.0, 0.0))
+    online.decoder.units, online.decoder.rows = (16,), 32
+    config.evaluation.windows, config.evaluation.episodes, config.evaluation.envs = 64, 8, 8
+    config.run.steps_per_call, config.run.checkpoint_every, config.run.evaluate_every = 5, 10, 40

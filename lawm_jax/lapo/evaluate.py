@@ -1,0 +1,222 @@
+"""What LAPO's models make of held-out frames: prediction errors, codes, probes of the latents.
+
+Everything is computed from windows given by their steps; true actions serve as the reference only.
+"""
+
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from lawm_jax.data.frames import FrameArrays, FrameWindows, windows_at
+from lawm_jax.lapo import learner, vq
+from lawm_jax.lapo.idm import stack_frames
+from lawm_jax.lapo.learner import LatentActionModel, LatentActionState, Params
+from lawm_jax.vision import FrameNetwork, scale
+
+CHUNK = 256  # windows that a network sees at once: bounds memory
+PROBE_STEPS, PROBE_RATE, PROBE_DECAY = 300, 0.05, 1e-4
+
+
+class Description(NamedTuple):
+    """What stage 1's models make of M windows, on the host.
+
+    z, quantised: [M, Z] float32, before and after the bottleneck.
+    indices: [M, K, C] int32 codes.
+    fdm_error, copy_error: [M] mean squared error of the prediction and of the last frame.
+    changed: [M] bool, the next frame differs from the current one.
+    action: [M] int32 true actions.
+    """
+
+    z: np.ndarray
+    quantised: np.ndarray
+    indices: np.ndarray
+    fdm_error: np.ndarray
+    copy_error: np.ndarray
+    changed: np.ndarray
+    action: np.ndarray
+
+
+def describe(
+    model: LatentActionModel, state: LatentActionState, frames: FrameArrays, steps: np.ndarray
+) -> Description:
+    """Describes the windows of the given steps. A state fresh from `init` is the untrained IDM."""
+    return in_chunks(functools.partial(_describe, model, state), frames, steps)
+
+
+def latents(
+    model: LatentActionModel, params: dict[str, Params], frames: FrameArrays, steps: np.ndarray
+) -> np.ndarray:
+    """Continuous latents [M, Z] that the inverse model infers of the windows of the given steps."""
+    return in_chunks(functools.partial(_infer, model, params), frames, steps)
+
+
+def in_chunks(
+    function: Callable[[FrameWindows], Any], frames: FrameArrays, steps: np.ndarray
+) -> Any:
+    """function(windows) -> arrays [B, ...], for all steps [M], CHUNK at a time, on the host."""
+    parts = []
+    for first in range(0, len(steps), CHUNK):
+        part = np.resize(steps[first : first + CHUNK], CHUNK)  # filled up: one shape to compile
+        parts.append(jax.device_get(function(windows_at(frames, part))))
+    return jax.tree.map(lambda *x: np.concatenate(x)[: len(steps)], *parts)
+
+
+_infer = jax.jit(learner.infer, static_argnums=0)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _describe(
+    model: LatentActionModel, state: LatentActionState, windows: FrameWindows
+) -> Description:
+    z = learner.infer(model, state.params, windows)
+    quantised = learner.bottleneck(model, state.codebook, z)
+    prediction = learner.predict(model, state, windows, quantised.z)
+    current, following = scale(windows.current), scale(windows.next)
+    error = lambda x: jnp.mean((x - following) ** 2, (1, 2, 3))
+    changed = jnp.any(windows.current != windows.next, (1, 2, 3))
+    return Description(
+        z, quantised.z, quantised.indices, error(prediction), error(current), changed,
+        windows.action,
+    )
+
+
+def prediction_metrics(model: LatentActionModel, seen: Description) -> dict[str, float]:
+    """Next-frame error beside that of copying the last frame, and the use of the codes.
+
+    `_changed` is over the windows whose frame changes, left out where none does; `relative` is the
+    error in units of the copy's.
+    """
+    metrics = {
+        "fdm_error": seen.fdm_error.mean(),
+        "copy_last_frame_error": seen.copy_error.mean(),
+        "changed_frames": seen.changed.mean(),
+    }
+    if seen.changed.any():
+        error, copied = seen.fdm_error[seen.changed], seen.copy_error[seen.changed]
+        metrics["fdm_error_changed"] = error.mean()
+        metrics["copy_last_frame_error_changed"] = copied.mean()
+        metrics["fdm_error_relative"] = seen.fdm_error.mean() / seen.copy_error.mean()
+    if model.idm.vq.enabled:
+        used = vq.usage(seen.indices, model.idm.vq.embeddings)
+        metrics["codebook_perplexity"] = vq.perplexity(used)
+        metrics["dead_codes"] = np.sum(np.asarray(used) == 0)
+    return {name: float(value) for name, value in metrics.items()}
+
+
+def action_metrics(
+    train: Description, test: Description, actions: int, merge: Sequence[int] | None = None
+) -> dict[str, float]:
+    """How well the latents tell the true action: linear probes of `train`, scored on `test`.
+
+    merge: [actions] class of each action, where several do the same; adds the same metrics with
+      `_merged` for these classes.
+    """
+    classes = {"": np.arange(actions)}
+    if merge is not None:
+        classes["_merged"] = np.asarray(merge)
+    metrics = {}
+    for suffix, class_of in classes.items():
+        labels, truth = class_of[train.action], class_of[test.action]
+        metrics[f"majority_accuracy{suffix}"] = majority_accuracy(labels, truth)
+        for name, inputs, scored in (
+            ("probe_accuracy", train.z, test.z),
+            ("probe_accuracy_quantised", train.quantised, test.quantised),
+        ):
+            metrics[name + suffix] = probe_accuracy(inputs, labels, scored, truth)
+    return metrics
+
+
+def majority_accuracy(labels: np.ndarray, truth: np.ndarray) -> float:
+    """Accuracy on `truth` of always guessing the commonest of `labels`."""
+    return float(np.mean(truth == np.bincount(labels).argmax()))
+
+
+def probe_accuracy(
+    inputs: np.ndarray, labels: np.ndarray, scored: np.ndarray, truth: np.ndarray
+) -> float:
+    """Accuracy on (scored [M', Z], truth [M']) of a linear classifier fitted to (inputs, labels).
+
+    Multinomial logistic regression on standardised inputs, full batch, slightly regularised.
+    """
+    mean, std = inputs.mean(0), inputs.std(0)
+    unit = lambda x: (x - mean) / np.maximum(std, 1e-6)
+    classes = int(max(labels.max(), truth.max())) + 1
+    predicted = _probe(unit(inputs), labels, unit(scored), classes)
+    return float(np.mean(np.asarray(predicted) == truth))
+
+
+@functools.partial(jax.jit, static_argnums=3)
+def _probe(inputs: jax.Array, labels: jax.Array, scored: jax.Array, classes: int) -> jax.Array:
+    optimiser = optax.adam(optax.linear_schedule(PROBE_RATE, 0.0, PROBE_STEPS))
+    params = {"kernel": jnp.zeros((inputs.shape[-1], classes)), "bias": jnp.zeros(classes)}
+
+    def loss(params: Params) -> jax.Array:
+        logits = inputs @ params["kernel"] + params["bias"]
+        error = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+        return jnp.mean(error) + PROBE_DECAY * jnp.sum(params["kernel"] ** 2)
+
+    def body(carry: tuple[Params, Any], _: None) -> tuple[tuple[Params, Any], None]:
+        params, opt_state = carry
+        updates, opt_state = optimiser.update(jax.grad(loss)(params), opt_state)
+        return (optax.apply_updates(params, updates), opt_state), None
+
+    (params, _), _ = jax.lax.scan(body, (params, optimiser.init(params)), length=PROBE_STEPS)
+    return jnp.argmax(scored @ params["kernel"] + params["bias"], -1)
+
+
+def latent_policy_metrics(
+    policy: FrameNetwork, params: Params, frames: FrameArrays, steps: np.ndarray, z: np.ndarray
+) -> dict[str, float]:
+    """Error of the latent policy's guess of z [M, Z], and the share of z's variance it explains."""
+    guess = in_chunks(functools.partial(_policy, policy, params), frames, steps)
+    error, variance = np.mean((guess - z) ** 2), np.mean(z.var(0))
+    return {
+        "latent_policy_error": float(error),
+        "latent_policy_explained": float(1.0 - error / max(variance, 1e-12)),
+    }
+
+
+def cloning_accuracy(
+    policy: FrameNetwork, params: Params, frames: FrameArrays, steps: np.ndarray,
+    merge: Sequence[int] | None = None,
+) -> dict[str, float]:
+    """How often behaviour cloning's best action is the true one."""
+    logits = in_chunks(functools.partial(_policy, policy, params), frames, steps)
+    return _accuracy("cloning", logits, frames.action[steps], merge)
+
+
+def supervised_idm_accuracy(
+    network: FrameNetwork, differences: bool, params: Params, frames: FrameArrays,
+    steps: np.ndarray, merge: Sequence[int] | None = None,
+) -> dict[str, float]:
+    """How often the inverse model trained on true actions finds the true one."""
+    logits = in_chunks(functools.partial(_inverse, network, differences, params), frames, steps)
+    return _accuracy("supervised_idm", logits, frames.action[steps], merge)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _policy(policy: FrameNetwork, params: Params, windows: FrameWindows) -> jax.Array:
+    return policy.apply({"params": params}, scale(windows.current))
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _inverse(
+    network: FrameNetwork, differences: bool, params: Params, windows: FrameWindows
+) -> jax.Array:
+    return network.apply({"params": params}, stack_frames(windows, differences))
+
+
+def _accuracy(
+    name: str, logits: np.ndarray, action: np.ndarray, merge: Sequence[int] | None
+) -> Mapping[str, float]:
+    guess = logits.argmax(-1)
+    metrics = {f"{name}_accuracy": float(np.mean(guess == action))}
+    if merge is not None:
+        class_of = np.asarray(merge)
+        metrics[f"{name}_accuracy_merged"] = float(np.mean(class_of[guess] == class_of[action]))
+    return metrics

@@ -1,0 +1,53 @@
+"""The optimiser and schedule that LAPO's training stages share."""
+
+import dataclasses
+
+import optax
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainingConfig:
+    """Batch and schedule of a stage.
+
+    Attributes:
+      steps: of training.
+      rows: of a batch, over all devices.
+      shift: random translation of a window, pixels; 0 is none (published).
+      learning_rate: after the warm-up; it decays linearly to the last step.
+      learning_rate_start: share of it that the warm-up starts from.
+      learning_rate_end: share of it at the last step.
+      warmup_steps: linear.
+      weight_decay: AdamW's.
+      gradient_clip: largest global norm.
+    """
+
+    steps: int
+    rows: int
+    shift: int
+    learning_rate: float
+    learning_rate_start: float
+    learning_rate_end: float
+    warmup_steps: int
+    weight_decay: float
+    gradient_clip: float
+
+
+def schedule(config: TrainingConfig) -> optax.Schedule:
+    """Step -> learning rate: a linear warm-up, then a linear decay."""
+    rate = config.learning_rate
+    decay = max(config.steps - config.warmup_steps, 1)
+    return optax.join_schedules(
+        [
+            optax.linear_schedule(config.learning_rate_start * rate, rate, config.warmup_steps),
+            optax.linear_schedule(rate, config.learning_rate_end * rate, decay),
+        ],
+        [config.warmup_steps],
+    )
+
+
+def make_optimiser(config: TrainingConfig) -> optax.GradientTransformation:
+    """AdamW with clipped gradients."""
+    return optax.chain(
+        optax.clip_by_global_norm(config.gradient_clip),
+        optax.adamw(schedule(config), weight_decay=config.weight_decay),
+    )

@@ -1,0 +1,182 @@
+"""Stage 1 of LAPO: who sees the next frame, what changes the codebook, and what is learned."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from lapo_small import (
+    SIDE,
+    TRAINING,
+    VQ,
+    make_model,
+    noise_frames,
+)
+
+from lawm_jax import runner
+from lawm_jax.data.frames import FrameWindows, shard_frames, window_steps, windows_at
+from lawm_jax.lapo import learner, vq
+from lawm_jax.lapo.fdm import FDMConfig, ForwardDynamics
+from lawm_jax.lapo.optimiser import schedule
+from lawm_jax.vision import EncoderConfig, FrameNetwork, Trunk, from_patches, scale, to_patches
+
+SHAPE = (SIDE, SIDE, 3)
+infer = jax.jit(learner.infer, static_argnums=0)
+predict = jax.jit(learner.predict, static_argnums=0)
+
+
+def train(model, config, frames, steps, seed=0):
+    mesh = runner.make_mesh(jax.devices()[:1])
+    run = runner.data_parallel(learner.make_step(model, config, 1), mesh)
+    state = learner.init(model, config, SHAPE, seed)
+    state, metrics = run(state, None, runner.shard(shard_frames(frames, 1), mesh), steps=steps)
+    return jax.device_get((state, metrics))
+
+
+@pytest.fixture(scope="module")
+def published():
+    """(model, state after three steps, metrics) of the tiny published form on noise."""
+    model = make_model(published=True)
+    return model, *train(model, TRAINING, noise_frames(), 3)
+
+
+def test_patches_are_the_frames_pixels():
+    x = np.arange(2 * 4 * 6 * 3).reshape(2, 4, 6, 3)
+    patches = to_patches(jnp.asarray(x), 2)
+    np.testing.assert_array_equal(patches[1, 1, 2].reshape(2, 2, 3), x[1, 2:4, 4:6])
+    np.testing.assert_array_equal(from_patches(patches, 2), x)
+
+
+def test_published_sizes():
+    """IMPALA x4 ends in 8 x 8 x 128; the U-Net has about 8M parameters (LAPO section 5)."""
+    count = lambda tree: sum(x.size for x in jax.tree.leaves(tree))
+    frame = jax.ShapeDtypeStruct((1, 64, 64, 3), jnp.uint8)
+    trunk = Trunk(EncoderConfig())
+    features = jax.eval_shape(
+        lambda x: trunk.init_with_output(jax.random.key(0), scale(x))[0], frame
+    )
+    assert features.shape == (1, 8 * 8 * 128)
+    forward = ForwardDynamics(FDMConfig())
+    variables = jax.eval_shape(
+        lambda x: forward.init(jax.random.key(0), x, x, jnp.zeros((1, 128)), train=False), frame
+    )
+    assert 7.5e6 < count(variables["params"]) < 8.5e6
+    small = ForwardDynamics(FDMConfig(width=64, levels=2, patch=8, residual=True))
+    out = jax.eval_shape(
+        lambda x: small.init_with_output(
+            jax.random.key(0), x, x, jnp.zeros((1, 128)), train=False)[0], frame,
+    )
+    assert out.shape == (1, 64, 64, 3)
+
+
+def test_bfloat16_is_close_to_float32():
+    frames = scale(jnp.asarray(noise_frames().observation))
+    config = EncoderConfig(channels=(4,), multiplier=1, blocks=1, patch=2, features=8)
+    network = FrameNetwork(config, 3)
+    params = network.init(jax.random.key(0), frames)
+    half = FrameNetwork(dataclasses.replace(config, dtype="bfloat16"), 3)
+    exact, rough = network.apply(params, frames), half.apply(params, frames)
+    assert rough.dtype == jnp.float32
+    np.testing.assert_allclose(rough, exact, atol=0.05)
+    assert (rough != exact).any()
+
+
+def test_the_schedule_is_the_published_one():
+    config = dataclasses.replace(
+        TRAINING, steps=50_000, warmup_steps=50, learning_rate=3e-4, learning_rate_end=0.01
+    )
+    rate = schedule(config)
+    np.testing.assert_allclose(
+        [rate(0), rate(25), rate(50), rate(25_025), rate(50_000)],
+        3e-4 * np.array([0.1, 0.55, 1.0, 0.505, 0.01]), rtol=1e-5,
+    )
+
+
+@pytest.mark.parametrize("published_form", [True, False])
+def test_the_forward_model_sees_the_next_frame_through_z_alone(published_form):
+    model = make_model(published_form)
+    state = learner.init(model, TRAINING, SHAPE, 0)
+    # Zero-initialised outputs would hide a dependence.
+    rng = np.random.default_rng(0)
+    params = jax.tree.map(
+        lambda x: np.asarray(x) + 0.1 * rng.standard_normal(x.shape).astype(np.float32),
+        jax.device_get(state.params),
+    )
+    state = state.replace(params=params)
+    frames = noise_frames()
+    windows = windows_at(frames, window_steps(frames.episode)[:2])
+    other = windows._replace(next=255 - windows.next)
+    z, other_z = (infer(model, params, w) for w in (windows, other))
+    assert np.abs(z - other_z).max() > 1e-3
+
+    prediction = jax.jit(lambda windows, z: learner.predict(
+        model, state, windows, learner.bottleneck(model, state.codebook, z).z
+    ))
+    np.testing.assert_array_equal(prediction(windows, z), prediction(other, z))
+    assert np.abs(prediction(windows, 3 * z) - prediction(windows, -3 * z)).max() > 1e-4
+    for name in ("previous", "current"):
+        changed = windows._replace(**{name: 255 - getattr(windows, name)})
+        assert np.abs(prediction(changed, z) - prediction(windows, z)).max() > 1e-3
+        assert np.abs(infer(model, params, changed) - z).max() > 1e-3
+
+    # Straight through the quantiser, the error's gradient reaches the z of every window.
+    gradient = jax.jit(jax.grad(lambda z: jnp.sum(prediction(windows, z) ** 2)))(z)
+    assert (np.abs(gradient).max(-1) > 0).all()
+
+
+def test_normalised_latents_have_codes_of_one_length():
+    model = make_model(published=False)
+    state = learner.init(model, TRAINING, SHAPE, 0)
+    frames = noise_frames()
+    z = infer(model, state.params, windows_at(frames, window_steps(frames.episode)))
+    mean_square = np.mean(np.reshape(z, (-1, VQ.size)) ** 2, -1)
+    np.testing.assert_allclose(mean_square, 1.0, rtol=1e-3)
+
+
+def test_a_step_moves_what_it_should(published):
+    model, state, metrics = published
+    fresh = jax.device_get(learner.init(model, TRAINING, SHAPE, 0))
+    moved = jax.tree.map(lambda x, y: bool(np.any(x != y)), state, fresh)
+    assert all(jax.tree.leaves(moved.params))
+    assert all(jax.tree.leaves(moved.batch_stats)) and jax.tree.leaves(moved.batch_stats)
+    assert all(jax.tree.leaves(moved.codebook))
+    assert state.step == 3
+    # counts approach the 8 rows x 3 codes of a batch from zero
+    expected = (1 - model.idm.vq.decay**3) * 8 * 3
+    np.testing.assert_allclose(state.codebook.ema_count.sum(-1), expected, rtol=1e-3)
+    np.testing.assert_allclose(state.copy_error, metrics["copy_last_frame_error"].mean(), rtol=0.2)
+    assert np.isfinite(list(metrics.values())).all()
+
+
+def test_predicting_changes_no_state(published):
+    """Evaluation has running statistics and the codebook as inputs only: rows do not mix."""
+    model, state, _ = published
+    frames = noise_frames()
+    windows = windows_at(frames, window_steps(frames.episode))
+    alone = FrameWindows(*(x[:1] for x in windows))
+    z = infer(model, state.params, windows)
+    quantised = learner.bottleneck(model, state.codebook, z)
+    together = predict(model, state, windows, quantised.z)
+    single = predict(model, state, alone, quantised.z[:1])
+    np.testing.assert_allclose(together[:1], single, atol=1e-5)
+
+
+def test_without_vq_the_forward_model_is_given_z():
+    model = make_model(published=False, vq=dataclasses.replace(VQ, enabled=False))
+    state, metrics = train(model, TRAINING, noise_frames(), 1)
+    fresh = learner.init(model, TRAINING, SHAPE, 0)
+    jax.tree.map(np.testing.assert_array_equal, state.codebook, jax.device_get(fresh.codebook))
+    assert metrics["commitment"] == 0 and "perplexity" not in metrics
+    z = jnp.ones((2, VQ.latent_size))
+    assert learner.bottleneck(model, state.codebook, z).z is z
+    assert isinstance(fresh.codebook, vq.Codebook)
+
+
+def test_relative_error_is_in_units_of_copying_the_last_frame():
+    """The forward model starts as a copy of the last frame, so its relative error starts at 1."""
+    model = make_model(published=False, relative_error=True)
+    _, metrics = train(model, TRAINING, noise_frames(), 1)
+    np.testing.assert_allclose(metrics["fdm_error"], metrics["copy_last_frame_error"], rtol=1e-5)
+    expected = 1.0 + model.idm.vq.commitment * metrics["commitment"]
+    np.testing.assert_allclose(metrics["loss"], expected, rtol=1e-4)

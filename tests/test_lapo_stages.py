@@ -1,0 +1,215 @@
+"""LAPO on a dot that moves: latents that tell the action, a policy that guesses them, a decoder."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from lapo_small import MOVES, PATCHES, SIDE, TRAINING, make_model, moving_dots
+
+from lawm_jax import runner
+from lawm_jax.data.frames import draw_steps, shard_frames, window_steps, windows_at
+from lawm_jax.lapo import decode, evaluate, imitation, learner
+from lawm_jax.lapo.decode import Decoder, DecoderConfig, Latents
+from lawm_jax.lapo.vq import VQConfig
+from lawm_jax.vision import FrameNetwork
+
+SHAPE = (SIDE, SIDE, 3)
+ACTIONS = len(MOVES)
+MODEL = make_model(
+    published=False, relative_error=True,
+    vq=VQConfig(books=1, codes=1, size=4, embeddings=6, decay=0.98, initial_count=1.0,
+                initial_scale=1.7, restart_below=0.05),
+)
+LONG = dataclasses.replace(TRAINING, steps=600, rows=64, learning_rate=3e-3, warmup_steps=20)
+DECODER = DecoderConfig(units=(16,), steps=150, epochs=40, rows=32, learning_rate=1e-2,
+                        weight_decay=0.0, label_smoothing=0.0)
+
+
+def run(step, state, shared, sharded, steps):
+    mesh = runner.make_mesh(jax.devices()[:1])
+    state, metrics = runner.data_parallel(step, mesh)(state, shared, sharded, steps=steps)
+    return jax.device_get((state, metrics))
+
+
+@pytest.fixture(scope="module")
+def frames():
+    """Training and held-out episodes."""
+    return moving_dots(seed=0), moving_dots(episodes=20, seed=1)
+
+
+@pytest.fixture(scope="module")
+def several():
+    """The same with four dots, whose places no code of the bottleneck could tell."""
+    return moving_dots(4, seed=0), moving_dots(4, episodes=20, seed=1)
+
+
+@pytest.fixture(scope="module")
+def trained(several):
+    state = learner.init(MODEL, LONG, SHAPE, 0)
+    step = learner.make_step(MODEL, LONG, 1)
+    return run(step, state, None, shard_frames(several[0], 1), LONG.steps)
+
+
+@pytest.fixture(scope="module")
+def described(several, trained):
+    """Training and held-out windows as the trained model sees them."""
+    return tuple(
+        evaluate.describe(MODEL, trained[0], part, draw_steps(part, 400, 0)) for part in several
+    )
+
+
+def test_the_latents_tell_the_action(several, described):
+    metrics = evaluate.action_metrics(*described, ACTIONS, merge=[0, 0, 1, 1])
+    assert metrics["probe_accuracy"] > 0.9
+    assert metrics["probe_accuracy_quantised"] > 0.8
+    assert metrics["majority_accuracy"] < 0.4
+    assert metrics["probe_accuracy_merged"] > 0.9
+    assert 0.45 < metrics["majority_accuracy_merged"] < 0.65
+
+    errors = evaluate.prediction_metrics(MODEL, described[1])
+    assert errors["fdm_error"] < 0.3 * errors["copy_last_frame_error"]
+    assert errors["changed_frames"] == 1.0
+    np.testing.assert_allclose(errors["fdm_error_changed"], errors["fdm_error"], rtol=1e-5)
+    assert 3 < errors["codebook_perplexity"] <= 6
+    assert errors["dead_codes"] <= 2
+    windows = windows_at(several[1], draw_steps(several[1], 400, 0))
+    changed = np.mean(windows.current != windows.next)  # a white pixel, or none, is off by one
+    np.testing.assert_allclose(errors["copy_last_frame_error"], changed, rtol=1e-4)
+
+
+def test_metrics_of_frames_that_do_not_change(described):
+    seen = jax.tree.map(lambda x: x[:4], described[1])
+    seen = seen._replace(
+        fdm_error=np.array([1.0, 2.0, 3.0, 4.0]), copy_error=np.array([0.0, 4.0, 0.0, 8.0]),
+        changed=np.array([False, True, False, True]),
+    )
+    metrics = evaluate.prediction_metrics(MODEL, seen)
+    assert metrics["fdm_error"] == 2.5 and metrics["fdm_error_changed"] == 3.0
+    assert metrics["copy_last_frame_error_changed"] == 6.0 and metrics["changed_frames"] == 0.5
+    still = seen._replace(changed=np.zeros(4, bool))
+    assert "fdm_error_changed" not in evaluate.prediction_metrics(MODEL, still)
+
+
+def test_a_probe_of_noise_is_no_better_than_the_majority():
+    rng = np.random.default_rng(0)
+    inputs, labels = rng.standard_normal((2, 300, 5)), rng.integers(0, 3, (2, 300))
+    assert evaluate.probe_accuracy(inputs[0], labels[0], inputs[1], labels[1]) < 0.45
+    labels = inputs[..., 2].round().astype(int).clip(-1, 1) + 1
+    assert evaluate.probe_accuracy(inputs[0], labels[0], inputs[1], labels[1]) > 0.9
+    assert evaluate.majority_accuracy(np.array([1, 1, 2]), np.array([1, 2, 1, 2])) == 0.5
+
+
+def test_a_latent_policy_imitates_and_freezes_what_it_should(frames, trained):
+    """Actions here are random, so z is predicted only as far as o_t tells it: the mean."""
+    policy = FrameNetwork(PATCHES, MODEL.idm.vq.latent_size)
+    config = dataclasses.replace(TRAINING, steps=40, rows=32, shift=1)
+    state = imitation.init(policy, config, SHAPE, 0)
+    step = imitation.make_step(imitation.latent_policy_loss(policy, MODEL), config, 1)
+    frozen = {"idm": trained[0].params["idm"]}
+    state, metrics = run(step, state, frozen, shard_frames(frames[0], 1), 40)
+    assert metrics["loss"][-5:].mean() < metrics["loss"][:5].mean()
+    steps = window_steps(frames[1].episode)[:300]
+    z = evaluate.latents(MODEL, trained[0].params, frames[1], steps)
+    metrics = evaluate.latent_policy_metrics(policy, state.params, frames[1], steps, z)
+    np.testing.assert_allclose(z.shape, (300, MODEL.idm.vq.latent_size))
+    assert -0.5 < metrics["latent_policy_explained"] < 0.3
+    # The target carries no gradient into the inverse model, which is not among the parameters.
+    windows = windows_at(frames[1], steps[:4])
+    loss = imitation.latent_policy_loss(policy, MODEL)
+    gradient = jax.jit(jax.grad(
+        lambda frozen: loss(state.params, frozen, windows, windows)[0]))(frozen)
+    assert all((x == 0).all() for x in jax.tree.leaves(gradient))
+
+
+def test_a_supervised_inverse_model_and_cloning(frames):
+    """Three frames tell the action exactly; one frame tells that of a policy that reads it."""
+    network = FrameNetwork(PATCHES, ACTIONS)
+    config = dataclasses.replace(TRAINING, steps=100, rows=64, learning_rate=5e-3)
+    steps = window_steps(frames[1].episode)[:300]
+
+    state = imitation.init(network, config, (SIDE, SIDE, 9), 0)
+    step = imitation.make_step(imitation.supervised_idm_loss(network, True), config, 1)
+    state, _ = run(step, state, None, shard_frames(frames[0], 1), 100)
+    accuracy = evaluate.supervised_idm_accuracy(
+        network, True, state.params, frames[1], steps, merge=[0, 0, 1, 1])
+    assert accuracy["supervised_idm_accuracy"] > 0.95
+    assert accuracy["supervised_idm_accuracy_merged"] >= accuracy["supervised_idm_accuracy"]
+
+    def by_column(part):
+        """Relabelled: the action is the dot's column."""
+        column = part.observation[:, :, ::2, 0].max(1).argmax(-1).astype(np.int32)
+        return part._replace(action=column)
+
+    state = imitation.init(network, config, SHAPE, 0)
+    step = imitation.make_step(imitation.cloning_loss(network), config, 1)
+    state, _ = run(step, state, None, shard_frames(by_column(frames[0]), 1), 100)
+    accuracy = evaluate.cloning_accuracy(network, state.params, by_column(frames[1]), steps)
+    assert accuracy["cloning_accuracy"] > 0.95
+
+
+def labelled(count, capacity, seed=0):
+    """z whose largest number is the action; rows past the count are wrong on purpose."""
+    rng = np.random.default_rng(seed)
+    z = rng.standard_normal((capacity, ACTIONS)).astype(np.float32)
+    action = z.argmax(-1).astype(np.int32)
+    action[count:] = (action[count:] + 1) % ACTIONS
+    return Latents(z, action, np.int32(count))
+
+
+def test_a_decoder_learns_a_known_mapping():
+    decoder = Decoder(DECODER.units, ACTIONS)
+    state = decode.init(decoder, DECODER, ACTIONS, 0)
+    step = decode.make_step(decoder, DECODER, 1)
+    state, _ = run(step, state, labelled(256, 512), None, 150)
+    fitted, _ = decode.fit(decoder, DECODER, labelled(256, 512), jnp.int32(0))
+    z = np.random.default_rng(9).standard_normal((500, ACTIONS)).astype(np.float32)
+    untrained = decode.init(decoder, DECODER, ACTIONS, 0).params
+    for params, low, high in ((state.params, 0.85, 1), (fitted, 0.85, 1), (untrained, 0, 0.5)):
+        logits = decoder.apply({"params": params}, z)
+        actions = decode.choose(logits, jax.random.key(0), temperature=0.0)
+        assert low < np.mean(actions == z.argmax(-1)) <= high
+    nothing, _ = decode.fit(decoder, DECODER, labelled(0, 512), jnp.int32(0))
+    jax.tree.map(np.testing.assert_array_equal, nothing, untrained)
+
+
+def test_smoothed_labels_by_hand():
+    decoder = Decoder((), 2)
+    params = {"Dense_0": {"kernel": np.array([[1.0, -1.0]], np.float32),
+                          "bias": np.zeros(2, np.float32)}}
+    loss, _ = decode.decoder_loss(decoder, params, jnp.array([[1.0]]), jnp.array([0]), 0.2)
+    log_p = np.log(np.exp([1.0, -1.0]) / np.exp([1.0, -1.0]).sum())
+    np.testing.assert_allclose(loss, -(0.9 * log_p[0] + 0.1 * log_p[1]), rtol=1e-5)
+
+
+def test_gathered_transitions_are_of_one_episode(trained):
+    """Two environments, six steps; the first resets in the middle as EnvPool does."""
+    rng = np.random.default_rng(0)
+    observation = rng.integers(0, 256, (2, 7, *SHAPE)).astype(np.uint8)
+    action = np.arange(12).reshape(2, 6).astype(np.int32)
+    done, weight = np.zeros((2, 6), bool), np.ones((2, 6), np.float32)
+    done[0, 2], weight[0, 3] = True, 0  # frame 3 is terminal, its action ignored, frame 4 the reset
+    params = {"idm": trained[0].params["idm"]}
+    size = MODEL.idm.vq.latent_size
+    gather = lambda latents: decode.gather(
+        MODEL, params, latents, observation, action, done, weight)
+    once = gather(decode.empty_latents(20, size))
+    kept = [1, 2, 5, 7, 8, 9, 10, 11]
+    assert once.count == len(kept)
+    np.testing.assert_array_equal(once.action[: len(kept)], kept)
+    first = learner.FrameWindows(*(observation[:1, t] for t in (0, 1, 2)), action[0, 1:2])
+    expected = jax.jit(learner.infer, static_argnums=0)(MODEL, params, first)
+    np.testing.assert_allclose(once.z[0], expected[0], atol=1e-4)
+    full = gather(gather(once))
+    assert full.count == 20
+    np.testing.assert_array_equal(full.action, (kept * 3)[:20])
+
+
+def test_choosing_follows_the_logits():
+    logits = jnp.log(jnp.array([[0.2, 0.8]])).repeat(4000, 0)
+    share = np.mean(decode.choose(logits, jax.random.key(0), temperature=1.0))
+    np.testing.assert_allclose(share, 0.8, atol=0.03)
+    sharp = np.mean(decode.choose(logits, jax.random.key(0), temperature=0.5))
+    np.testing.assert_allclose(sharp, 16 / 17, atol=0.03)
+    assert decode.choose(logits[:1], jax.random.key(0), temperature=0.0)[0] == 1

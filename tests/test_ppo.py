@@ -1,0 +1,264 @@
+"""PPO: advantages and losses against numpy, groups of parameters, a problem it must solve."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from lapo_small import SIDE, TRAINING
+
+from lawm_jax import runner
+from lawm_jax.lapo import decode, imitation
+from lawm_jax.lapo.decode import Decoder, DecoderConfig
+from lawm_jax.online import ppo, reward_scale
+from lawm_jax.online.ppo import ActorCritic, PPOConfig, Rollout, Samples
+from lawm_jax.returns import generalised_advantages
+from lawm_jax.vision import EncoderConfig, FrameNetwork
+
+ENCODER = EncoderConfig(channels=(8,), multiplier=1, blocks=1, patch=4, features=16)
+SHAPE = (SIDE, SIDE, 3)
+ALWAYS = ((0.0, 1.0),)
+DECODER = DecoderConfig(units=(6,), steps=1, epochs=1, rows=8, learning_rate=1e-3,
+                        weight_decay=0.0, label_smoothing=0.0)
+N, T = 8, 16
+
+
+def make_config(**changes):
+    settings = {
+        "frames": N * T * 30, "envs": N, "horizon": T, "minibatches": 4, "epochs": 3,
+        "discount": 0.9, "lambda_": 0.95, "clip": 0.2, "entropy": 0.0025, "value": 0.5,
+        "gradient_clip": 0.5, "reward_clip": 10.0, "learning_rate": 1e-2,
+        "groups": tuple((name, ALWAYS) for name in ("trunk", "fc", "policy", "value")),
+    }
+    return PPOConfig(**(settings | changes))
+
+
+def make_rollout(seed=0, envs=N, horizon=T, actions=3):
+    rng = np.random.default_rng(seed)
+    normal = lambda *shape: rng.standard_normal(shape).astype(np.float32)
+    return Rollout(
+        observation=rng.integers(0, 256, (envs, horizon, *SHAPE)).astype(np.uint8),
+        action=rng.integers(0, actions, (envs, horizon)).astype(np.int32),
+        log_prob=np.full((envs, horizon), -np.log(actions), np.float32),
+        value=normal(envs, horizon), reward=normal(envs, horizon),
+        done=rng.random((envs, horizon)) < 0.2,
+        weight=np.ones((envs, horizon), np.float32), last_value=normal(envs),
+    )
+
+
+def one_device(step):
+    return runner.data_parallel(step, runner.make_mesh(jax.devices()[:1]))
+
+
+def mapped(function):
+    """Calls a function that has collectives as the only device."""
+    devices = jax.jit(jax.vmap(function, axis_name=runner.AXIS))
+
+    def call(*args):
+        out = devices(*jax.tree.map(lambda x: jnp.array(x)[None], args))
+        return jax.tree.map(lambda x: x[0], out)
+
+    return call
+
+
+def test_advantages_against_numpy():
+    rng = np.random.default_rng(0)
+    r, v = rng.standard_normal((2, 6, 3))
+    last, done = rng.standard_normal(3), rng.random((6, 3)) < 0.3
+    expected = np.zeros((6, 3))
+    for env in range(3):
+        for t in range(6):  # the definition: a sum of discounted errors up to the episode's end
+            weight = 1.0
+            for k in range(t, 6):
+                after = last[env] if k == 5 else v[k + 1, env]
+                delta = r[k, env] + 0.9 * (not done[k, env]) * after - v[k, env]
+                expected[t, env] += weight * delta
+                weight *= 0.9 * 0.8 * (not done[k, env])
+    found = generalised_advantages(*map(jnp.array, (r, v, last, 1.0 - done)), 0.9, 0.8)
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
+def test_rewards_are_scaled_by_the_deviation_of_running_returns():
+    rng = np.random.default_rng(0)
+    parts = [(5 * rng.standard_normal((2, 50)).astype(np.float32), rng.random((2, 50)) < 0.1)
+             for _ in range(2)]
+    values, running = [], np.zeros(2)
+    state = reward_scale.init(2)
+    for reward, done in parts:
+        scale = functools.partial(reward_scale.normalise, discount=0.9, clip=1.0)
+        state, scaled = mapped(scale)(state, reward, done)
+        for t in range(50):
+            running = 0.9 * running + reward[:, t]
+            values.append(running.copy())
+            running[done[:, t]] = 0
+        deviation = np.std(values)
+        np.testing.assert_allclose(jnp.sqrt(state.variance), deviation, rtol=1e-4)
+        np.testing.assert_allclose(scaled, np.clip(reward / deviation, -1, 1), rtol=1e-3)
+        np.testing.assert_allclose(state.running, running, rtol=1e-3, atol=1e-4)
+
+
+def test_loss_against_numpy():
+    network, config = ActorCritic(ENCODER, 3), make_config()
+    state = ppo.init(network, config, SHAPE, 0)
+    rng = np.random.default_rng(1)
+    params = state.params | {"policy": {
+        "kernel": rng.standard_normal((16, 3)).astype(np.float32), "bias": np.zeros(3, np.float32),
+    }}
+    rollout = make_rollout(envs=1)
+    weight = (rng.random(T) < 0.7).astype(np.float32)
+    advantage = rng.standard_normal(T).astype(np.float32)
+    batch = Samples(rollout.observation[0], rollout.action[0], rollout.log_prob[0],
+                    0.1 * rollout.value[0], advantage, weight)
+    loss = lambda batch: ppo.ppo_loss(network, config, params, batch)
+    found, metrics = mapped(loss)(batch)
+
+    logits, value = map(np.asarray, network.apply({"params": params}, batch.inputs))
+    probability = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
+    ratio = probability[np.arange(T), batch.action] / np.exp(batch.log_prob)
+    mean = lambda x: (weight * x).sum() / weight.sum()
+    a = (advantage - mean(advantage)) / np.sqrt(mean((advantage - mean(advantage)) ** 2))
+    policy = -mean(np.minimum(ratio * a, np.clip(ratio, 0.8, 1.2) * a))
+    target = batch.value + advantage
+    near = np.clip(value, batch.value - 0.2, batch.value + 0.2)
+    error = 0.5 * mean(np.maximum((value - target) ** 2, (near - target) ** 2))
+    entropy = mean(-(probability * np.log(probability)).sum(-1))
+    np.testing.assert_allclose(metrics["policy_loss"], policy, rtol=1e-3)
+    np.testing.assert_allclose(metrics["value_loss"], error, rtol=1e-3)
+    np.testing.assert_allclose(found, policy + 0.5 * error - 0.0025 * entropy, rtol=1e-3)
+    assert 0 < metrics["clipped"] < 1
+
+
+def test_steps_without_a_transition_change_nothing():
+    """A reset's frame, action and stale reward may be anything."""
+    network, config = ActorCritic(ENCODER, 3), make_config(envs=2)
+    update = one_device(ppo.make_update(network, config, 1))
+    rollout = make_rollout(envs=2)
+    weight, done = rollout.weight.copy(), rollout.done.copy()
+    done[:, 5], weight[:, 6] = True, 0.0
+    rollout = rollout._replace(weight=weight, done=done)
+    observation, action, reward = (np.array(x) for x in (
+        rollout.observation, rollout.action, rollout.reward))
+    observation[:, 6] = 7
+    action[:, 6] = 1 - np.minimum(action[:, 6], 1)
+    reward[:, 6] = 1e3
+    other = rollout._replace(observation=observation, action=action, reward=reward)
+    states = [
+        jax.device_get(update(ppo.init(network, config, SHAPE, 0), None, x, steps=1)[0])
+        for x in (rollout, other)
+    ]
+    jax.tree.map(np.testing.assert_array_equal, *states)
+    assert states[0].step == 1
+
+
+def test_groups_learn_at_their_own_rates():
+    points = ((100.0, 0.0), (200.0, 0.25), (1000.0, 0.0))
+    config = make_config(envs=2, groups=(("policy", points), ("value", ALWAYS)))
+    at = lambda step: float(ppo.learning_rates(config, jnp.int32(step))["policy"])
+    np.testing.assert_allclose(
+        [at(0), at(3), at(5), at(19), at(40)],  # 0, 96, 160, 608, 1280 frames
+        [0, 0, 1e-2 * 0.15, 1e-2 * 0.25 * 392 / 800, 0], rtol=1e-4,
+    )
+    assert float(ppo.learning_rates(config, jnp.int32(7))["value"]) == np.float32(1e-2)
+
+    network = ActorCritic(ENCODER, 3, latent_size=4, decoder_units=(6,))
+    state = ppo.init(network, config, SHAPE, 0)
+    before = jax.device_get(state.params)
+    after, _ = one_device(ppo.make_update(network, config, 1))(
+        state, None, make_rollout(envs=2), steps=1
+    )
+    moved = {
+        name: any(jax.tree.leaves(jax.tree.map(lambda x, y: bool((x != y).any()), group,
+                                               jax.device_get(after.params[name]))))
+        for name, group in before.items()
+    }
+    assert moved == {name: name == "value" for name in moved}  # the policy's rate is still 0
+    assert set(moved) == {"trunk", "fc", "policy", "value", "latent_fc", "latent", "decoder"}
+    with pytest.raises(ValueError, match="no such group of parameters: decoders"):
+        ppo.init(network, make_config(groups=(("decoders", ALWAYS),)), SHAPE, 0)
+
+
+def test_a_latent_policy_and_its_decoder_are_one_of_two_heads():
+    """Logits are the mean of PPO's and those of the policy decoded offline."""
+    policy, decoder = FrameNetwork(ENCODER, 4), Decoder((6,), 3)
+    network = ActorCritic(ENCODER, 3, latent_size=4, decoder_units=(6,))
+    rng = np.random.default_rng(0)
+    noise = lambda tree: jax.tree.map(
+        lambda x: rng.standard_normal(x.shape).astype(np.float32), tree)
+    latent_policy = noise(imitation.init(policy, TRAINING, SHAPE, 0).params)
+    given = {
+        **ppo.from_latent_policy(latent_policy),
+        "decoder": noise(decode.init(decoder, DECODER, 4, 0).params),
+    }
+    state = ppo.init(network, make_config(), SHAPE, 0, **given)
+    observation = make_rollout().observation[0]
+    offline = decode.decoded_logits(
+        policy, decoder, {"policy": latent_policy, "decoder": given["decoder"]}, observation)
+    apply = jax.jit(lambda params: network.apply({"params": params}, observation))
+    logits, _ = apply(state.params)
+    np.testing.assert_allclose(logits, offline / 2, rtol=1e-3, atol=1e-3)  # PPO's start at zero
+    bias = np.array([1.0, -2.0, 0.5], np.float32)
+    moved = state.params["policy"] | {"bias": bias}
+    logits, _ = apply(state.params | {"policy": moved})
+    np.testing.assert_allclose(logits, (offline + bias) / 2, rtol=1e-3, atol=1e-3)
+
+
+def test_features_computed_once_give_the_update_of_frames():
+    """A frozen trunk is not run in every epoch; the numbers are those of running it."""
+    network = ActorCritic(ENCODER, 3)
+    groups = (("fc", ALWAYS), ("policy", ALWAYS), ("value", ALWAYS))
+    free = {"envs": 2, "gradient_clip": 1e9}  # the trunk's gradient would join the clipped norm
+    config = make_config(groups=groups, **free)
+    still = make_config(groups=(("trunk", ((0.0, 0.0),)), *groups), **free)
+    rollout = make_rollout(envs=2)
+    fast, slow = (
+        jax.device_get(one_device(ppo.make_update(network, c, 1))(
+            ppo.init(network, c, SHAPE, 0), None, rollout, steps=1)[0].params)
+        for c in (config, still)
+    )
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=1e-3), fast, slow)
+    jax.tree.map(np.testing.assert_array_equal, fast["trunk"], slow["trunk"])
+
+
+class Corridor:
+    """A lit column that moves left or right; the right end pays 1 and ends the episode."""
+
+    def __init__(self, envs, seed):
+        self.rng, self.envs = np.random.default_rng(seed), envs
+        self.place, self.age = np.zeros(envs, int), np.zeros(envs, int)
+
+    def observe(self):
+        frames = np.zeros((self.envs, *SHAPE), np.uint8)
+        frames[np.arange(self.envs), :, self.place] = 255
+        return frames
+
+    def step(self, action):
+        self.place = np.clip(self.place + 2 * action - 1, 0, 4)
+        self.age += 1
+        reward = (self.place == 4).astype(np.float32)
+        done = (reward > 0) | (self.age == 20)
+        self.place[done], self.age[done] = 0, 0
+        return reward, done
+
+
+def test_ppo_learns_to_walk_a_corridor():
+    network = ActorCritic(ENCODER, 2)
+    config = make_config(learning_rate=5e-3)
+    update = one_device(ppo.make_update(network, config, 1))
+    state, env = ppo.init(network, config, SHAPE, 0), Corridor(N, 0)
+    key, earned = jax.random.key(1), []
+    for i in range(config.steps):
+        rows = []
+        for t in range(T):
+            frames = env.observe()
+            action, log_prob, value = map(np.asarray, ppo.act(
+                network, state.params, frames, jax.random.fold_in(key, i * T + t)))
+            result = env.step(action)
+            rows.append((frames, action, log_prob, value, *result, np.ones(N, np.float32)))
+        last = np.asarray(ppo.act(network, state.params, env.observe(), key)[2])
+        rollout = Rollout(*(np.stack(x, 1) for x in zip(*rows, strict=True)), last)
+        earned.append(rollout.reward.sum() / N)
+        state, metrics = update(state, None, rollout, steps=1)
+    assert np.isfinite([float(x[0]) for x in metrics.values()]).all()
+    assert np.mean(earned[:2]) < 2.0
+    assert np.mean(earned[-3:]) > 3.5  # 4 is the most that 16 steps can earn

@@ -1,0 +1,93 @@
+"""configs/procgen.py: every preset resolves to a program, mistakes are one clear line."""
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from configs.procgen import ACTIONS, GAMES, PRESETS, get_config
+from lawm_jax import runner
+from lawm_jax.data.frames import FrameWindows
+from lawm_jax.errors import InputError
+from lawm_jax.lapo import learner
+from lawm_jax.lapo.program import check_rows, resolve
+from lawm_jax.online import ppo
+
+SHAPE = (64, 64, 3)
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_presets_resolve_and_their_networks_fit_the_frames(preset):
+    program = resolve(get_config(f"miner,{preset}"), SHAPE, ACTIONS)
+    state = jax.eval_shape(
+        lambda: learner.init(program.model, program.latent_action, SHAPE, 0))
+    frame = jax.ShapeDtypeStruct((2, *SHAPE), jnp.uint8)
+    windows = FrameWindows(frame, frame, frame, jax.ShapeDtypeStruct((2,), jnp.int32))
+
+    def predict(state, windows):
+        z = learner.infer(program.model, state.params, windows)
+        return z, learner.predict(program.model, state, windows, z)
+
+    z, prediction = jax.eval_shape(predict, state, windows)
+    assert z.shape == (2, program.model.idm.vq.latent_size) == (2, program.policy.out)
+    assert prediction.shape == (2, *SHAPE)
+    for stage in (program.online, program.scratch):
+        online = jax.eval_shape(
+            lambda stage=stage: ppo.init(stage.network, stage.ppo, SHAPE, 0))
+        assert {name for name, _ in stage.ppo.groups} <= set(online.params)
+        assert stage.ppo.steps >= 1
+    assert "trunk" not in dict(program.online.ppo.groups)
+    assert dict(program.scratch.ppo.groups).keys() == {"trunk", "fc", "policy", "value"}
+
+
+def test_the_default_is_the_published_setting():
+    config = get_config("bigfish")
+    program = resolve(config, SHAPE, ACTIONS)
+    assert config.preset == "published"
+    assert program.model.idm.vq.latent_size == 128
+    assert (program.latent_action.steps, program.latent_policy.steps) == (50_000, 60_000)
+    assert config.decoder.labels[0] == 8 and config.decoder.labels[-1] == 131_072
+    assert program.online.decoder.units == (192, 128, 64)
+    assert program.online.ppo.steps == 976
+
+
+def test_ablations_are_configuration():
+    config = get_config("maze,tiny")
+    config.vq.enabled = config.online.supervised = False
+    program = resolve(config, SHAPE, ACTIONS)
+    assert not program.model.idm.vq.enabled
+    assert program.online.network.latent_size == 0 and program.online.decoder is None
+
+
+def test_an_unknown_game_or_preset_is_refused():
+    with pytest.raises(ValueError) as error:
+        get_config("pong")
+    assert str(error.value).count("\n") == 0
+    assert all(game in str(error.value) for game in GAMES) and len(GAMES) == 16
+    with pytest.raises(ValueError, match="'large' is no preset; choose one of published, small"):
+        get_config("maze,large")
+
+
+@pytest.mark.parametrize("key, value, message", [
+    ("dtype", "float16", "choose float32 or bfloat16"),
+    ("decoder.labels", (), "one or more numbers of labelled transitions"),
+    ("decoder.labels", (0, 8), "each >= 1"),
+    ("evaluation.merge", (0, 1), "has 2 numbers; the game has 15"),
+    ("fdm.levels", 5, "fdm.levels needs frames whose sides 128 divides; these have 64 x 64"),
+    ("latent_policy.steps", 0, "latent_policy.steps is 0; it must be >= 1"),
+    ("online.minibatches", 3, "online.minibatches is 3, which does not divide online.horizon"),
+    ("scratch.discount", 1.0, "it must be in"),
+    ("cloning.learning_rate", 0.0, "cloning.learning_rate is 0.0; it must be positive"),
+])
+def test_settings_that_cannot_be(key, value, message):
+    config = get_config("maze,tiny")
+    with config.ignore_type():
+        config.update_from_flattened_dict({key: value})
+    with pytest.raises(InputError, match=message):
+        resolve(config, SHAPE, ACTIONS)
+
+
+def test_devices_must_divide_the_batches():
+    config = get_config("maze,tiny")
+    check_rows(config, runner.make_mesh(jax.devices()[:1]))
+    with pytest.raises(InputError, match="latent_action.rows is 16, which 3 devices"):
+        check_rows(config, type("Mesh", (), {"size": 3})())
