@@ -9,6 +9,7 @@ import zstandard
 
 from lawm_jax.data import frame_shards, records
 from lawm_jax.data.frame_shards import Episode, read_frames, write_frames
+from lawm_jax.data.frames import FrameArrays
 from lawm_jax.errors import InputError, TrainingError
 
 NAME = "miner/scripted_80"
@@ -39,7 +40,7 @@ def make(lengths=LENGTHS, seed=0):
 
 def rows(episodes):
     """The rows that the episodes must become, put together another way than in the program."""
-    frames = {key: [] for key in (*frame_shards.Frames._fields, *frame_shards.Notes._fields)}
+    frames = {key: [] for key in (*FrameArrays._fields, *frame_shards.Notes._fields)}
     for index, episode in enumerate(episodes):
         for t, observation in enumerate(episode.observation):
             last = t == len(episode.action)
