@@ -134,7 +134,9 @@ def _latent_action(job: Job) -> None:
 
     job.session.train(
         "latent_action",
-        runner.data_parallel(learner.make_step(model, settings, job.mesh.size), job.mesh),
+        runner.data_parallel(
+            learner.make_step(model, settings, job.mesh.size), job.mesh, convolves=True
+        ),
         shared=None,
         sharded=job.shards,
         total=settings.steps,
@@ -196,7 +198,9 @@ def _imitate(
     settings = getattr(job.program, phase)
     job.session.train(
         phase,
-        runner.data_parallel(imitation.make_step(loss, settings, job.mesh.size), job.mesh),
+        runner.data_parallel(
+            imitation.make_step(loss, settings, job.mesh.size), job.mesh, convolves=True
+        ),
         shared=frozen,
         sharded=job.shards,
         total=settings.steps,
