@@ -137,7 +137,8 @@ def plot(directory: Path, path: Path) -> None:
     from lawm_jax import plots
 
     panels: dict[str, dict[str, dict[str, tuple[float, float]]]] = {}
-    for (task, dataset, labels), by_method in sorted(_cells(directory).items()):
+    share = lambda cell: (cell[0][:2], float(cell[0][2].removesuffix("%")))
+    for (task, dataset, labels), by_method in sorted(_cells(directory).items(), key=share):
         for method, results in sorted(by_method.items(), reverse=True):
             panel = panels.setdefault(f"{task}, {dataset}", {})
             panel.setdefault(labels, {})[method] = mean_and_interval(results)
