@@ -40,6 +40,9 @@ def get_config(arg: str = "bigfish") -> Config:
     config.task = game
     config.preset = preset
     config.seed = 0
+    # what to run; latent_policy needs latent_action, decoder both of them
+    config.stages = "latent_action,latent_policy,cloning,supervised_idm,decoder"
+    config.data = _data()
     config.dtype = "float32"  # of the networks' computation: float32 | bfloat16
     config.idm = _encoder()
     config.idm.differences = False  # the outer frames as differences from the middle one
@@ -62,6 +65,23 @@ def get_config(arg: str = "bigfish") -> Config:
     if preset == "tiny":
         _tiny(config)
     return config.lock()
+
+
+def _data() -> Config:
+    data = Config()
+    data.name = ""  # "NAME/CONFIG" of a data set of one's own in --data_dir; "" has it made
+    # most frames of a split that are read, 12,288 bytes each: 30.7 GB (the paper's 8M: 98 GB)
+    data.max_frames = 2_500_000
+    # of the data that a scripted expert makes (bigfish, heist, maze, miner)
+    data.train_frames = 2_500_000
+    data.test_frames = 100_000
+    data.random_actions = 0.1  # share of uniformly random actions
+    data.num_levels = 0  # of the training split, 0 for all; the test split takes the next ones
+    data.start_level = 0
+    # Episodes that run at the end are dropped, more often long ones: an environment should record
+    # many times the frames of an episode.
+    data.num_envs = 64
+    return data
 
 
 def _encoder() -> Config:
@@ -193,6 +213,9 @@ def _run() -> Config:
 
 
 def _small(config: Config) -> None:
+    data = config.data
+    data.train_frames, data.test_frames, data.num_envs = 200_000, 20_000, 16
+    data.max_frames = 400_000  # 4.9 GB a split
     for encoder in (config.idm, config.policy):
         encoder.channels, encoder.multiplier, encoder.blocks = (64,), 1, 1
         encoder.patch = 8
@@ -222,6 +245,7 @@ def _small(config: Config) -> None:
 
 
 def _tiny(config: Config) -> None:
+    config.data.train_frames, config.data.test_frames, config.data.num_envs = 2000, 400, 4
     for encoder in (config.idm, config.policy):
         encoder.channels, encoder.features = (8,), 16
     config.fdm.width = 8

@@ -34,8 +34,8 @@ from lawm_jax.offline.td3_bc import TD3BCConfig, TD3BCState
 def main(run: launch.Run) -> None:
     """Runs the whole job, from wherever its last checkpoint stands."""
     config = run.config
-    check_method(config.method, "baselines")
     spec = task_spec(config.task)
+    check_method(config.method, "baselines")
     program = resolve(config, spec.action_size)
     policy, labeller = program
     check_schedule(config, "td3_bc")
@@ -84,7 +84,8 @@ def main(run: launch.Run) -> None:
             plots.losses(run.workdir / "plots" / f"{phase}_losses.png", records, phase)
         outcome.report(run, session, dataset, parts, final, errors)
 
-    outcome.conclude(run, write, td3_bc.acting(actor, agent))
+    act = td3_bc.acting(actor, agent)
+    outcome.conclude(run, write, lambda: outcome.render(run, act))
 
 
 def _label_rest(

@@ -1,4 +1,4 @@
-"""Trains behaviour policies for a control task and writes the four data sets.
+"""Writes data sets: of a control task, with behaviour policies that it trains, or of a game.
 
     python -m experiments.collect --config=configs/dmc.py:walker_walk
 
@@ -8,6 +8,9 @@ checkpoint. Then WORKDIR/snapshots.npz holds their policies and --data_dir the d
 medium, medium_replay and plan2explore, of --config.data.trajectories each.
 `--config.collect.from_snapshots=true` skips the training and rolls out the policies that ship with
 the package: about a minute a data set on two cores.
+
+For a game with a scripted expert, --config=configs/procgen.py:miner writes the data set that
+experiments.lapo would make, of --config.data.train_frames and test_frames.
 
 WORKDIR/statistics.csv is the table of returns (the LAWM paper's Table 4), returns.png their
 histograms (its Figure 3).
@@ -31,17 +34,18 @@ COLUMNS = ("mean", "std", "min", "p25", "median", "p75", "max", "trajectories")
 
 
 def main(run: Run) -> None:
-    """Trains or loads the policies, writes the data sets and summarises them."""
-    import jax
-
+    """Writes the data sets of the config's task or game and summarises them."""
     from experiments.data import COLLECTION_SEED
     from lawm_jax import collect, policies
     from lawm_jax.data.shards import dataset_exists, read_dataset, write_dataset
+    from lawm_jax.envs.procgen import GAMES
     from lawm_jax.errors import InputError
 
-    if jax.process_count() > 1:
-        raise InputError("collecting uses one host: start it on one, with --distributed=off")
+    _require_one_host()
     start = time.monotonic()
+    if run.config.task in GAMES:
+        _collect_frames(run, start)
+        return
     task, wanted = run.config.task, run.config.data.trajectories
     names = {dataset: f"{task}/{dataset}_{wanted}" for dataset in policies.DATASETS}
     if not run.config.collect.from_snapshots and not (run.workdir / "snapshots.npz").exists():
@@ -71,19 +75,50 @@ def main(run: Run) -> None:
         run.stop.check()
     _write_table(run, statistics)
     _plot(run, returns)
-    results = {
+    _finish(run, start, {"snapshots_sha256": snapshots.digest, "statistics": statistics})
+    print((run.workdir / "statistics.csv").read_text())
+
+
+def _require_one_host() -> None:
+    import jax
+
+    from lawm_jax.errors import InputError
+
+    if jax.process_count() > 1:
+        raise InputError("collecting uses one host: start it on one, with --distributed=off")
+
+
+def _collect_frames(run: Run, start: float) -> None:
+    """Writes the data set of a game's scripted expert.
+
+    Raises InputError where there is one of its name, or the game has no such expert.
+    """
+    from experiments.data import frames_name, make_frames
+    from experiments.summary import summary
+    from lawm_jax.data import records
+
+    make_frames(run)
+    directory = records.dataset_directory(run.data_dir, frames_name(run.config))
+    splits = records.read_metadata(directory, "splits")[0]
+    fingerprints = {split: values.pop("fingerprint") for split, values in splits.items()}
+    results = {"fingerprints": fingerprints, "statistics": splits}
+    _finish(run, start, results)
+    print(f"wrote {directory}\n\n{summary(results)}")
+
+
+def _finish(run: Run, start: float, results: dict[str, Any]) -> None:
+    import jax
+
+    about = {
         "config": run.config.to_dict(),
         "command": run.command,
         "commit": run.commit,
         "device": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
         "wall_clock_seconds": time.monotonic() - start,
-        "snapshots_sha256": snapshots.digest,
-        "statistics": statistics,
     }
     part = run.workdir / "results.json.part"
-    part.write_text(json.dumps(results, indent=2) + "\n")
+    part.write_text(json.dumps(about | results, indent=2) + "\n")
     part.replace(run.workdir / "results.json")
-    print((run.workdir / "statistics.csv").read_text())
 
 
 def _snapshots(run: Run) -> "Snapshots":

@@ -1,19 +1,45 @@
-"""The data set of a run: read from the data directory, or made there from shipped snapshots."""
+"""The data set of a run: read from the data directory, or made there where that takes minutes.
 
-from collections.abc import Sequence
+Control tasks' trajectories are rolled out from shipped snapshots, Procgen's frames played by
+scripted experts.
+"""
+
+import hashlib
+from collections.abc import Callable, Sequence
+from typing import NamedTuple, Protocol, TypeVar
 
 import jax
 from ml_collections import ConfigDict
 
 from experiments.launch import Run, Stopped
 from lawm_jax import collect, policies, runner
+from lawm_jax.collect_procgen import write_scripted_dataset
+from lawm_jax.data.frame_shards import SPLITS, FrameDataset, read_frames
 from lawm_jax.data.shards import Dataset, dataset_exists, read_dataset, write_dataset
 from lawm_jax.data.trajectory import Trajectory, validate
 from lawm_jax.data.windows import Split, split
 from lawm_jax.envs.dmc import TaskSpec
 from lawm_jax.errors import InputError
+from lawm_jax.scripted.experts import expert_for
 
 COLLECTION_SEED = 0  # the data set is the same whatever the seed of the run
+
+
+class Fingerprinted(Protocol):
+    """Data that say what they hold."""
+
+    fingerprint: str
+
+
+T = TypeVar("T", bound=Fingerprinted)
+
+
+def poll_of(run: Run) -> Callable[[], None]:
+    """What long work calls to be stopped by a signal; nothing on several hosts, which must agree.
+
+    It raises Stopped.
+    """
+    return run.stop.check if jax.process_count() == 1 else lambda: None
 
 
 def load_dataset(run: Run, spec: TaskSpec) -> Dataset:
@@ -26,16 +52,12 @@ def load_dataset(run: Run, spec: TaskSpec) -> Dataset:
     """
     data = run.config.data
     name = data.name or f"{spec.task}/{data.dataset}_{data.trajectories}"
-    alone = jax.process_count() == 1
-    poll = run.stop.check if alone else lambda: None  # several stop together, below
 
     def make() -> None:
-        if not runner.is_main() or data.name or dataset_exists(run.data_dir, name):
-            return
         print(f"making {name} in {run.data_dir} from shipped snapshots", flush=True)
         trajectories, metadata = collect.make_dataset(
             spec.task, data.dataset, data.trajectories, COLLECTION_SEED,
-            policies.load_snapshots(spec.task), poll,
+            policies.load_snapshots(spec.task), poll_of(run),
         )
         if not dataset_exists(run.data_dir, name):  # another run may have made the same meanwhile
             write_dataset(run.data_dir, name, trajectories, metadata)
@@ -48,7 +70,97 @@ def load_dataset(run: Run, spec: TaskSpec) -> Dataset:
         )
         return dataset
 
-    runner.all_or_none(make)
+    return _make_and_read(run, name, make, read)
+
+
+class Frames(NamedTuple):
+    """Both splits of a game's frames and the fingerprint of their content."""
+
+    train: FrameDataset
+    test: FrameDataset
+    fingerprint: str
+
+
+def load_frames(run: Run) -> Frames:
+    """Reads the frames of the run's game, at most data.max_frames of each split.
+
+    Raises:
+      InputError: there are none and the game has no scripted expert; a shard is damaged; another
+        game's data, or made with other settings; the hosts of a run hold different data.
+      Stopped: a signal came meanwhile.
+    """
+    data, game = run.config.data, run.config.task
+    if data.max_frames < 3:
+        raise InputError(f"data.max_frames is {data.max_frames}; a window needs 3 frames")
+    name = frames_name(run.config)
+    if not data.name and not dataset_exists(run.data_dir, name):
+        expert_for(game)  # said at once, and by every host
+
+    def read() -> Frames:
+        train, test = (
+            read_frames(run.data_dir, name, split, game=game, max_frames=data.max_frames)
+            for split in SPLITS
+        )
+        if not data.name:
+            _check_settings(run, train)
+        total = train.statistics["frames"]
+        if total > data.max_frames:
+            print(f"read {data.max_frames} of {total} frames (data.max_frames)", flush=True)
+        parts = "".join(frames.statistics["fingerprint"] for frames in (train, test))
+        return Frames(train, test, hashlib.sha256(parts.encode()).hexdigest())
+
+    return _make_and_read(run, name, lambda: make_frames(run), read)
+
+
+def frames_name(config: ConfigDict) -> str:
+    """The name of the data set that a config of a game asks for."""
+    return config.data.name or f"{config.task}/scripted_{config.data.train_frames}"
+
+
+def make_frames(run: Run) -> None:
+    """Writes the data set of the game's scripted expert.
+
+    Raises:
+      InputError: it exists, the game has no scripted expert, or a setting cannot be.
+      Stopped: a signal came meanwhile.
+    """
+    data, name = run.config.data, frames_name(run.config)
+    print(f"making {name} in {run.data_dir} with the scripted expert", flush=True)
+    write_scripted_dataset(
+        run.data_dir, name, run.config.task, train_frames=data.train_frames,
+        test_frames=data.test_frames, seed=COLLECTION_SEED, random_actions=data.random_actions,
+        num_levels=data.num_levels, start_level=data.start_level, num_envs=data.num_envs,
+        poll=poll_of(run),
+    )
+
+
+def _check_settings(run: Run, train: FrameDataset) -> None:
+    """A data set of the same name that was made otherwise must not pass for the run's."""
+    made, data = train.metadata, run.config.data
+    levels = made.get("levels", {}).get("train", {})
+    settings = {
+        "random_actions": made.get("random_actions"),
+        "num_envs": made.get("num_envs"),
+        "num_levels": levels.get("number") or 0,
+        "start_level": levels.get("start"),
+    }
+    other = [f"{key} {value}" for key, value in settings.items() if value != data[key]]
+    if other:
+        raise InputError(
+            f"{run.data_dir}/{train.name} was made with other settings than the config's "
+            f"({', '.join(other)}): change those, or choose another --data_dir"
+        )
+
+
+def _make_and_read(run: Run, name: str, make: Callable[[], None], read: Callable[[], T]) -> T:
+    """Makes the data set where it is missing and the config names none; reads it on every host."""
+
+    def make_once() -> None:
+        missing = not run.config.data.name and not dataset_exists(run.data_dir, name)
+        if runner.is_main() and missing:
+            make()
+
+    runner.all_or_none(make_once)
     dataset = runner.all_or_none(read)
     runner.require_equal(dataset.fingerprint, f"data in {run.data_dir}/{name}")
     if runner.on_any_process(run.stop.requested):

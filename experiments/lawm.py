@@ -30,8 +30,8 @@ from lawm_jax.metrics import read_metrics
 def main(run: launch.Run) -> None:
     """Runs the whole job, from wherever its last checkpoint stands."""
     config = run.config
-    check_method(config.method, "lawm")
     spec = task_spec(config.task)
+    check_method(config.method, "lawm")
     program = resolve(config, spec.observation_size, spec.action_size)
     check_schedule(config, "run")
     mesh = runner.make_mesh()
@@ -99,7 +99,8 @@ def main(run: launch.Run) -> None:
         _plot(run, errors)
         outcome.report(run, session, dataset, parts, final, errors)
 
-    outcome.conclude(run, write, evaluate.acting(actor, evaluate.policy_params(world, agent)))
+    act = evaluate.acting(actor, evaluate.policy_params(world, agent))
+    outcome.conclude(run, write, lambda: outcome.render(run, act))
 
 
 def _arrays(

@@ -1,8 +1,8 @@
-"""How a control experiment ends: episodes in the simulator, results.json, plots, a video."""
+"""How an experiment ends: episodes in the simulator, results.json, plots, a video."""
 
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -34,11 +34,11 @@ def simulator(config: ConfigDict, episodes: int, step: int) -> ControlSuite:
     return ControlSuite(config.task, episodes, seed=seed)
 
 
-def conclude(run: launch.Run, write: Callable[[], None], act: Callable[..., Any]) -> None:
+def conclude(run: launch.Run, write: Callable[[], None], video: Callable[[], None]) -> None:
     """Ends a run on the process that writes, while the others wait.
 
     write: writes the results; called unless they are there already.
-    act: the final policy, for the video.
+    video: writes one of the final policy; called where it is asked for.
     """
 
     def work() -> None:
@@ -47,7 +47,7 @@ def conclude(run: launch.Run, write: Callable[[], None], act: Callable[..., Any]
         if not (run.workdir / "results.json").exists():
             write()
         if run.render:
-            render(run, act)
+            video()
 
     runner.all_or_none(work)
 
@@ -71,13 +71,6 @@ def report(
     for record in records:
         last |= {name: x for name, x in record.items() if name not in ("step", "phase")}
     results = {
-        "config": json.loads(run.config.to_json_best_effort()),
-        "command": run.command,
-        "commit": run.commit,
-        "seed": run.config.seed,
-        "device": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
-        "wall_clock_seconds": session.seconds,
-        "compile_seconds": session.compile_seconds,
         "dataset": {
             "name": dataset.name,
             "fingerprint": dataset.fingerprint,
@@ -88,13 +81,27 @@ def report(
         },
         "evaluation": evaluation,
         "metrics": last | errors,
-        "state_digest": state_digest(session.state),
     }
     directory = run.workdir / "plots"
     directory.mkdir(exist_ok=True)
     returns = [t.episode_return for t in dataset.trajectories]
     plots.learning_curve(directory / "learning_curve.png", records, statistics)
     plots.return_histogram(directory / "returns.png", returns, evaluation["return_mean"])
+    finish(run, session, results)
+
+
+def finish(run: launch.Run, session: Session, results: dict[str, Any]) -> None:
+    """Writes results.json, with what every run says of itself, and prints the summary."""
+    about = {
+        "config": json.loads(run.config.to_json_best_effort()),
+        "command": run.command,
+        "commit": run.commit,
+        "seed": run.config.seed,
+        "device": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
+        "wall_clock_seconds": session.seconds,
+        "compile_seconds": session.compile_seconds,
+    }
+    results = about | results | {"state_digest": state_digest(session.state)}
     part = run.workdir / "results.json.part"
     part.write_text(json.dumps(results, indent=2) + "\n")
     part.replace(run.workdir / "results.json")
@@ -103,8 +110,6 @@ def report(
 
 def render(run: launch.Run, act: Callable[..., Any]) -> None:
     """Writes a video of one episode of the policy `act`, or says why there is none."""
-    import imageio
-
     from lawm_jax.envs import reference
 
     try:
@@ -113,6 +118,13 @@ def render(run: launch.Run, act: Callable[..., Any]) -> None:
         print(f"no video: {error}", flush=True)
         return
     frames, episode_return = reference.render_episode(run.config.task, act, None, run.config.seed)
+    write_video(run, frames, episode_return)
+
+
+def write_video(run: launch.Run, frames: Sequence[np.ndarray], episode_return: float) -> None:
+    """Writes the frames of an episode, [H, W, 3] uint8 each, as WORKDIR/policy.mp4."""
+    import imageio
+
     path = run.workdir / "policy.mp4"
     imageio.mimwrite(str(path), frames, fps=FRAMES_PER_SECOND, macro_block_size=None)
     print(f"video of an episode with return {episode_return:.0f}: {path}", flush=True)

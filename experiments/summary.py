@@ -1,5 +1,6 @@
 """The summary of a finished run as a small table."""
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -15,6 +16,8 @@ ROWS = (
         "{dataset[return_statistics][p25]:.0f}  {dataset[return_statistics][median]:.0f}  "
         "{dataset[return_statistics][p75]:.0f}",
     ),
+    ("  frames to train on", "{dataset[train][read]}"),
+    ("  episodes", "{dataset[train][episodes]}"),
     ("policy", ""),
     ("  return", "{evaluation[return_mean]:.1f} ± {evaluation[return_ci95]:.1f}"),
     ("  episodes", "{evaluation[episodes]}"),
@@ -26,6 +29,24 @@ ROWS = (
     ("    5 steps", "{metrics[open_loop_error_5]:.4f}"),
     ("    10 steps", "{metrics[open_loop_error_10]:.4f}"),
     ("    25 steps", "{metrics[open_loop_error_25]:.4f}"),
+    ("latent actions, held-out levels", ""),
+    ("  next-frame error", "{fdm_error:.6f}"),
+    ("    of copying the frame", "{copy_last_frame_error:.6f}"),
+    ("  codebook perplexity", "{codebook_perplexity:.1f}"),
+    ("  probe of the true action", "{probe_accuracy:.3f}"),
+    ("    majority class", "{majority_accuracy:.3f}"),
+    ("    untrained model", "{metrics[untrained_idm][probe_accuracy]:.3f}"),
+    ("    supervised model", "{metrics[supervised_idm][supervised_idm_accuracy]:.3f}"),
+    ("return (random 0, data 1)", ""),
+    ("  random policy", "{random_policy[return_mean]:.2f} ± {random_policy[return_ci95]:.2f}"),
+    ("  data policy", "{data_policy[return_mean]:.2f} ± {data_policy[return_ci95]:.2f}"),
+    (
+        "  cloning, all labels",
+        "{behaviour_cloning[return_mean]:.2f} ± {behaviour_cloning[return_ci95]:.2f}"
+        "  {behaviour_cloning[normalised]:.2f}",
+    ),
+)
+LAST = (
     ("device", "{device}"),
     ("wall-clock", "{wall_clock_seconds:.0f} s"),
     ("  of it compilation", "{compile_seconds:.0f} s"),
@@ -37,7 +58,7 @@ def summary(results: Mapping[str, Any]) -> str:
     if "statistics" in results:
         return _collected(results["statistics"])
     rows = []
-    for label, template in ROWS:
+    for label, template in (*ROWS, *_decoded(results), *LAST):
         try:
             rows.append((label, template.format(**results)))
         except (KeyError, TypeError, ValueError):
@@ -48,10 +69,19 @@ def summary(results: Mapping[str, Any]) -> str:
     return "\n".join(f"{label:{width}}  {value}".rstrip() for label, value in rows)
 
 
+def _decoded(results: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """A row for each decoder of a latent policy."""
+    played = "{return_mean:.2f} ± {return_ci95:.2f}  {normalised:.2f}"
+    return [
+        (f"  decoder, {row['labels']} labels", played.format(**{"normalised": math.nan} | row))
+        for row in results.get("offline_decoding", ())
+    ]
+
+
 def _collected(statistics: Mapping[str, Mapping[str, float]]) -> str:
     """The returns of collected data sets, a line each."""
     lines = []
     for dataset, row in statistics.items():
-        values = "  ".join(f"{name} {value:.0f}" for name, value in row.items())
+        values = "  ".join(f"{name} {round(value, 1)}" for name, value in row.items())
         lines.append(f"{dataset:14}  {values}")
     return "\n".join(lines)

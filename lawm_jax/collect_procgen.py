@@ -179,6 +179,7 @@ def write_scripted_dataset(
         "seed": seed,
         "temperature": None,
         "random_actions": random_actions,
+        "num_envs": num_envs,
         "levels": {split: {"start": start, "number": num_levels or None}
                    for split, start in starts.items()},
         "published_returns": dict(zip(("random", "expert"), RETURNS[game], strict=True)),

@@ -95,6 +95,46 @@ def return_histogram(
         axes.legend(frameon=False)
 
 
+def decoding_curve(
+    path: epath.PathLike, decoding: Sequence[Mapping[str, float]], lines: Mapping[str, float]
+) -> None:
+    """Draws the return of decoded latent policies against the number of labels.
+
+    decoding: records with "labels", "return_mean" and "return_ci95".
+    lines: name -> return of what they are compared with, drawn as horizontal lines.
+    """
+    column = lambda name: [record[name] for record in decoding]
+    with _figure(path, "labelled transitions", "episode return", width=7.5) as axes:
+        axes.errorbar(
+            column("labels"), column("return_mean"), column("return_ci95"), color=BLUE, marker="o",
+            markersize=4, elinewidth=1, label="decoded latent policy",
+        )
+        for (label, value), style in zip(lines.items(), ("-", "--", ":"), strict=False):
+            axes.axhline(value, color=GREY, linestyle=style, label=label)
+        axes.set_xscale("log", base=2)
+        axes.legend(frameon=False, loc="upper left", bbox_to_anchor=(1.0, 1.0))
+
+
+def frame_table(
+    path: epath.PathLike, columns: Sequence[int], rows: Mapping[str, np.ndarray]
+) -> None:
+    """Draws frames in rows under the codes of their columns.
+
+    rows: name -> [columns, H, W, 3] uint8.
+    """
+    figure = _new_figure(1.1 * len(columns) + 0.9, 1.1 * len(rows) + 0.5)
+    panels = figure.subplots(len(rows), len(columns), squeeze=False)
+    for line, (name, frames) in zip(panels, rows.items(), strict=True):
+        for axes, frame in zip(line, frames, strict=True):
+            axes.imshow(frame)
+            axes.set_xticks([])
+            axes.set_yticks([])
+        line[0].set_ylabel(name, fontsize=9)
+    for axes, code in zip(panels[0], columns, strict=True):
+        axes.set_title(f"code {code}", fontsize=9)
+    _write(figure, path)
+
+
 def return_bars(
     path: epath.PathLike, panels: Mapping[str, Mapping[str, Mapping[str, tuple[float, float]]]]
 ) -> None:

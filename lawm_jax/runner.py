@@ -190,6 +190,7 @@ def data_parallel(
     mesh: Mesh,
     many_seeds: bool = False,
     streamed: bool = False,
+    convolves: bool = False,
 ) -> Callable[[PyTree, PyTree, PyTree, int], tuple[PyTree, PyTree]]:
     """Maps a one-device step over a mesh and scans it: many steps are one dispatch.
 
@@ -201,6 +202,8 @@ def data_parallel(
         from the same sharded data; metrics are [steps, seeds]. Small models fill a device so.
       streamed: the sharded input is not the data that every step draws from but what each step
         gets, [steps, rows, ...] with the rows divided among the devices (`data.stream.batches`).
+      convolves: the step has convolutions, which XLA runs 30 times slower inside a loop on a CPU:
+        there every step is a dispatch of its own. Not to be combined with `streamed`.
 
     Returns:
       run(state, shared, sharded, steps) -> (state, metrics of every step, leading axis [steps]).
@@ -209,6 +212,9 @@ def data_parallel(
 
     if many_seeds:
         step = jax.vmap(step, in_axes=(0, 0, None))
+
+    if convolves and mesh.devices.flat[0].platform == "cpu":
+        return _step_by_step(step, mesh)
 
     def run(state: PyTree, shared: PyTree, sharded: PyTree, steps: int) -> tuple[PyTree, PyTree]:
         def scanned(state: PyTree, shared: PyTree, local: PyTree) -> tuple[PyTree, PyTree]:
@@ -223,3 +229,23 @@ def data_parallel(
         return mapped(state, shared, sharded)
 
     return jax.jit(run, static_argnames="steps", donate_argnums=0)
+
+
+def _step_by_step(
+    step: Callable[[PyTree, PyTree, PyTree], tuple[PyTree, PyTree]], mesh: Mesh
+) -> Callable[[PyTree, PyTree, PyTree, int], tuple[PyTree, PyTree]]:
+    """What `data_parallel` returns, with the loop over steps on the host."""
+    mapped = jax.shard_map(
+        step, mesh=mesh, in_specs=(P(), P(), P(AXIS)), out_specs=(P(), P()), check_vma=False
+    )
+    dispatch = jax.jit(mapped, donate_argnums=0)
+    stack = jax.jit(lambda *metrics: jax.tree.map(lambda *x: jax.numpy.stack(x), *metrics))
+
+    def run(state: PyTree, shared: PyTree, sharded: PyTree, steps: int) -> tuple[PyTree, PyTree]:
+        metrics = []
+        for _ in range(steps):
+            state, measured = dispatch(state, shared, sharded)
+            metrics.append(measured)
+        return state, stack(*metrics)
+
+    return run

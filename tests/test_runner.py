@@ -68,6 +68,25 @@ def test_steps_of_one_dispatch_equal_steps_one_by_one(train, trajectories):
     assert len(np.unique(many_metrics["loss"])) == 3  # every step draws windows of its own
 
 
+def test_steps_that_convolve_are_the_same_however_they_are_dispatched():
+    """On a CPU they are dispatched one by one, elsewhere scanned."""
+    mesh = runner.make_mesh(jax.devices()[:1])
+
+    def step(state, shared, data):
+        state = 0.5 * state + jax.lax.pmean(data.mean() * shared, runner.AXIS)
+        return state, {"state": state, "twice": 2.0 * state}
+
+    def run(**how):
+        run = runner.data_parallel(step, mesh, **how)
+        start, data = runner.replicate(np.float32(1.0), mesh), np.arange(4.0, dtype=np.float32)
+        return jax.device_get(run(start, np.float32(3.0), data, steps=3))
+
+    (scanned, metrics), (stepped, same) = run(), run(convolves=True)
+    np.testing.assert_allclose(scanned, stepped, rtol=1e-6)
+    assert metrics["twice"].shape == same["twice"].shape == (3,)
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-6), metrics, same)
+
+
 def test_nothing_is_compiled_after_the_first_dispatch(trajectories):
     """The state that comes out has the shapes, types and placement of the one that went in."""
     mesh = runner.make_mesh(jax.devices()[:1])

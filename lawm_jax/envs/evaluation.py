@@ -13,6 +13,19 @@ from lawm_jax.envs.rollout import rollout
 from lawm_jax.returns import discounted_return
 
 
+def return_summary(returns: np.ndarray) -> dict[str, float]:
+    """Statistics of returns [N >= 2]; the interval is 1.96 standard errors."""
+    spread = float(returns.std(ddof=1))
+    return {
+        "return_mean": float(returns.mean()),
+        "return_std": spread,
+        "return_ci95": 1.96 * spread / len(returns) ** 0.5,
+        "return_min": float(returns.min()),
+        "return_max": float(returns.max()),
+        "episodes": len(returns),
+    }
+
+
 class Evaluation(NamedTuple):
     """Episodes in the simulator and what the critic expected of them at their first step."""
 
@@ -21,18 +34,9 @@ class Evaluation(NamedTuple):
     discounted: np.ndarray  # [N] the real one
 
     def summary(self) -> dict[str, float]:
-        """Return statistics over episodes; the interval is 1.96 standard errors."""
-        returns = np.array([t.episode_return for t in self.trajectories])
-        spread = float(returns.std(ddof=1))
-        summary = {
-            "return_mean": float(returns.mean()),
-            "return_std": spread,
-            "return_ci95": 1.96 * spread / len(returns) ** 0.5,
-            "return_min": float(returns.min()),
-            "return_max": float(returns.max()),
-            "episodes": len(returns),
-            "real_value": float(self.discounted.mean()),
-        }
+        """Return statistics over episodes and, with a critic, what it expected of them."""
+        summary = return_summary(np.array([t.episode_return for t in self.trajectories]))
+        summary["real_value"] = float(self.discounted.mean())
         if self.predicted is not None:
             summary["predicted_value"] = float(self.predicted.mean())
             summary["value_overestimation"] = float((self.predicted - self.discounted).mean())

@@ -85,6 +85,37 @@ def _describe(
     )
 
 
+def predicted_frames(
+    model: LatentActionModel, state: LatentActionState, frames: FrameArrays, steps: np.ndarray
+) -> np.ndarray:
+    """Predicted next frames [M, H, W, 3] uint8 of the windows of the given steps."""
+    return in_chunks(functools.partial(_predict, model, state), frames, steps)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _predict(
+    model: LatentActionModel, state: LatentActionState, windows: FrameWindows
+) -> jax.Array:
+    quantised = learner.bottleneck(
+        model, state.codebook, learner.infer(model, state.params, windows)
+    )
+    prediction = learner.predict(model, state, windows, quantised.z)
+    return jnp.round(jnp.clip(prediction + 0.5, 0.0, 1.0) * 255.0).astype(jnp.uint8)
+
+
+def examples(seen: Description, count: int = 8) -> dict[int, int]:
+    """The commonest values of a latent's first code -> the first window of each, [M] index.
+
+    Of the windows whose frame changes, or of all where none does.
+    """
+    among = np.flatnonzero(seen.changed) if seen.changed.any() else np.arange(len(seen.changed))
+    codes, first, uses = np.unique(
+        seen.indices[among, 0, 0], return_index=True, return_counts=True
+    )
+    order = np.argsort(-uses, kind="stable")[:count]
+    return {int(codes[i]): int(among[first[i]]) for i in order}
+
+
 def prediction_metrics(model: LatentActionModel, seen: Description) -> dict[str, float]:
     """Next-frame error beside that of copying the last frame, and the use of the codes.
 

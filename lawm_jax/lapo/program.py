@@ -124,6 +124,9 @@ def _check(config: ConfigDict, frame_shape: tuple[int, int, int], actions: int) 
             f"evaluation.merge has {len(config.evaluation.merge)} numbers; the game has {actions} "
             "actions, each of which needs its class"
         )
+    if config.evaluation.episodes < 2:
+        episodes = config.evaluation.episodes
+        raise InputError(f"evaluation.episodes is {episodes}; an interval needs at least 2")
     if not config.decoder.labels or min(config.decoder.labels) < 1:
         raise InputError(
             f"decoder.labels is {tuple(config.decoder.labels)}; it must name one or more numbers "
@@ -155,7 +158,7 @@ def _check_counts(config: ConfigDict) -> None:
     counts = {
         "idm": ("multiplier", "features"), "policy": ("multiplier", "features"),
         "fdm": ("width", "levels"), "vq": ("books", "codes", "size", "embeddings"),
-        "decoder": ("steps", "rows"), "evaluation": ("windows", "episodes", "envs"),
+        "decoder": ("steps", "rows"), "evaluation": ("windows", "envs"),
         "run": ("steps_per_call", "checkpoint_every", "evaluate_every"),
     } | {name: ("steps", "rows") for name in TRAININGS}
     for section, names in counts.items():

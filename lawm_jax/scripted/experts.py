@@ -39,6 +39,8 @@ def expert_for(game: str) -> Expert:
     """
     if check_game(game) not in EXPERTS:
         raise InputError(
-            f"{game} has no scripted expert, only {', '.join(EXPERTS)}: collect it with PPO"
+            f"{game} has no scripted expert, only {', '.join(EXPERTS)}: bring data of your own, "
+            f"python -m experiments.convert --format=lapo --task={game} --name={game}/NAME "
+            f"--source=FOLDER, and use it with --config.data.name={game}/NAME"
         )
     return EXPERTS[game]

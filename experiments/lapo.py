@@ -1,0 +1,249 @@
+"""LAPO on one Procgen game: from frames without actions to a policy that acts (LAPO section 4).
+
+    python -m experiments.lapo --config=configs/procgen.py:miner,small
+
+Data, then the stages of --config.stages one after another: latent_action (inverse and forward
+dynamics with a codebook between them, from frames alone), latent_policy (clones the latent
+actions), cloning (behaviour cloning on all true actions) and supervised_idm as references, decoder
+(true actions from latent ones by a few labels, one decoder for each of decoder.labels). Each policy
+is played in the game when its training ends; normalised returns have the random policy at 0 and the
+data's at 1.
+
+Online decoding and PPO from scratch are not part of this program: it does not read the config's
+sections `online` and `scratch` but to check them.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+
+from experiments import lapo_report, launch, outcome
+from experiments.data import load_frames
+from experiments.lapo_job import (
+    TEST,
+    TRAIN,
+    Job,
+    Metrics,
+    classes,
+    cloning_actor,
+    decoded_actor,
+    describe,
+    draw_windows,
+    probe,
+    returns_of,
+)
+from experiments.training import Session, check_schedule
+from lawm_jax import runner
+from lawm_jax.data.frames import draw_steps, shard_frames
+from lawm_jax.envs.procgen import FRAME, NUM_ACTIONS, check_game
+from lawm_jax.errors import InputError
+from lawm_jax.lapo import decode, evaluate, imitation, learner
+from lawm_jax.lapo.program import Program, check_rows, resolve
+
+STAGES = ("latent_action", "latent_policy", "cloning", "supervised_idm", "decoder")
+NEEDS = {"latent_policy": ("latent_action",), "decoder": ("latent_action", "latent_policy")}
+
+
+def main(run: launch.Run) -> None:
+    """Runs the whole job, from wherever its last checkpoint stands."""
+    config = run.config
+    check_game(config.task)
+    program = resolve(config, FRAME, NUM_ACTIONS)
+    stages = chosen_stages(config.stages)
+    check_schedule(config, "run")
+    mesh = runner.make_mesh()
+    check_rows(config, mesh)
+
+    data = load_frames(run)
+    train, test = data.train.frames, data.test.frames
+    labels = tuple(config.decoder.labels) if "decoder" in stages else (1,)
+    labelled = draw_steps(train, max(labels), config.seed)
+    shards = runner.shard(shard_frames(train, mesh.size), mesh)
+    state = _initial_state(program, stages, labels, config.seed)
+    state = {phase: runner.replicate(part, mesh) for phase, part in state.items()}
+    session = Session(run, state, data.fingerprint)
+    seen, unseen = draw_windows(run, train, TRAIN), draw_windows(run, test, TEST)
+    job = Job(run, program, mesh, session, train, test, shards, seen, unseen, labelled)
+
+    if "latent_action" in stages:
+        _latent_action(job)
+    if "latent_policy" in stages:
+        _latent_policy(job)
+    if "cloning" in stages:
+        _cloning(job)
+    if "supervised_idm" in stages:
+        _supervised_idm(job)
+    if "decoder" in stages:
+        _decoders(job, labels)
+    job.session.close()
+    outcome.conclude(run, lambda: lapo_report.report(job, data), lambda: lapo_report.video(job))
+
+
+def chosen_stages(text: str) -> tuple[str, ...]:
+    """The stages that the config names, in the order in which they run.
+
+    Raises:
+      InputError: an unknown one, none, or one without those that it needs.
+    """
+    names = {name.strip() for name in text.split(",")}
+    if unknown := sorted(names - set(STAGES)):
+        raise InputError(f"stages names '{unknown[0]}'; choose from {', '.join(STAGES)}")
+    for name in names:
+        if missing := [need for need in NEEDS.get(name, ()) if need not in names]:
+            raise InputError(f"stages has {name} without {' and '.join(missing)}, which it needs")
+    return tuple(name for name in STAGES if name in names)
+
+
+def _initial_state(
+    program: Program, stages: tuple[str, ...], labels: tuple[int, ...], seed: int
+) -> dict[str, Any]:
+    """A fresh train state for each phase."""
+    state = {}
+    if "latent_action" in stages:
+        state["latent_action"] = learner.init(program.model, program.latent_action, FRAME, seed)
+    stack = (*FRAME[:2], 3 * FRAME[2])
+    for phase, network, settings, shape in (
+        ("latent_policy", program.policy, program.latent_policy, FRAME),
+        ("cloning", program.cloner, program.cloning, FRAME),
+        ("supervised_idm", program.inverse, program.supervised_idm, stack),
+    ):
+        if phase in stages:
+            state[phase] = imitation.init(network, settings, shape, seed)
+    if "decoder" in stages:
+        size = program.model.idm.vq.latent_size
+        for count in labels:
+            decoder = decode.init(program.decoder, program.decoding, size, seed)
+            state[f"decoder_{count}"] = decoder
+    return state
+
+
+# ---- stages
+
+
+def _latent_action(job: Job) -> None:
+    """Stage 1: the inverse and forward dynamics and their codebook, from frames alone."""
+    model, settings = job.program.model, job.program.latent_action
+
+    def measure(state: learner.LatentActionState) -> Metrics:
+        seen, unseen = describe(job, state)
+        errors = evaluate.prediction_metrics(model, unseen)
+        errors = {f"heldout_{name}": value for name, value in errors.items()}
+        return errors | probe(job, seen, unseen)
+
+    job.session.train(
+        "latent_action",
+        runner.data_parallel(
+            learner.make_step(model, settings, job.mesh.size), job.mesh, convolves=True
+        ),
+        shared=None,
+        sharded=job.shards,
+        total=settings.steps,
+        evaluate=measure,
+        shown=("fdm_error", "copy_last_frame_error", "perplexity"),
+    )
+
+
+def _latent_policy(job: Job) -> None:
+    """Stage 2: the policy that regresses the frozen inverse dynamics' latent actions."""
+    program = job.program
+    frozen = job.session.state["latent_action"].params
+    z = evaluate.latents(program.model, runner.local(frozen), job.test, job.unseen)
+
+    def measure(state: imitation.ImitationState) -> Metrics:
+        return evaluate.latent_policy_metrics(
+            program.policy, state.params, job.test, job.unseen, z
+        )
+
+    loss = imitation.latent_policy_loss(program.policy, program.model)
+    _imitate(job, "latent_policy", loss, measure, "z_mean_square", {"idm": frozen["idm"]})
+
+
+def _cloning(job: Job) -> None:
+    """Behaviour cloning on all true actions; played at the end."""
+    network, merge = job.program.cloner, classes(job)
+    actor = cloning_actor(job)
+
+    def measure(state: imitation.ImitationState) -> Metrics:
+        metrics = evaluate.cloning_accuracy(network, state.params, job.test, job.unseen, merge)
+        if int(state.step) == job.program.cloning.steps:
+            metrics |= returns_of(job, actor, state.params)
+        return metrics
+
+    _imitate(job, "cloning", imitation.cloning_loss(network), measure, "accuracy")
+
+
+def _supervised_idm(job: Job) -> None:
+    """An inverse model that learns from true actions: what stage 1's could know at best."""
+    network, differences = job.program.inverse, job.program.model.idm.differences
+
+    def measure(state: imitation.ImitationState) -> Metrics:
+        return evaluate.supervised_idm_accuracy(
+            network, differences, state.params, job.test, job.unseen, classes(job)
+        )
+
+    loss = imitation.supervised_idm_loss(network, differences)
+    _imitate(job, "supervised_idm", loss, measure, "accuracy")
+
+
+def _imitate(
+    job: Job,
+    phase: str,
+    loss: imitation.Loss,
+    measure: Callable[[imitation.ImitationState], Metrics],
+    shown: str,
+    frozen: Any = None,
+) -> None:
+    settings = getattr(job.program, phase)
+    job.session.train(
+        phase,
+        runner.data_parallel(
+            imitation.make_step(loss, settings, job.mesh.size), job.mesh, convolves=True
+        ),
+        shared=frozen,
+        sharded=job.shards,
+        total=settings.steps,
+        evaluate=measure,
+        shown=("loss", shown),
+    )
+
+
+def _decoders(job: Job, labels: tuple[int, ...]) -> None:
+    """Stage 3 offline: a decoder for each number of labels; its policy is played at the end.
+
+    Smaller sets of labels are part of larger ones.
+    """
+    model, decoder, settings = job.program.model, job.program.decoder, job.program.decoding
+    idm = runner.local(job.session.state["latent_action"]).params
+    policy = runner.local(job.session.state["latent_policy"]).params
+    z = evaluate.latents(model, idm, job.train, job.labelled)
+    heldout = evaluate.latents(model, idm, job.test, job.unseen), job.test.action[job.unseen]
+    actor = decoded_actor(job)
+    score = jax.jit(
+        lambda params: decode.decoder_loss(decoder, params, *heldout, smoothing=0.0)[1]["accuracy"]
+    )
+
+    def measure(state: decode.DecoderState) -> Metrics:
+        metrics = {"heldout_accuracy": float(score(state.params))}
+        if int(state.step) == settings.steps:
+            metrics |= returns_of(job, actor, {"policy": policy, "decoder": state.params})
+        return metrics
+
+    step = runner.data_parallel(decode.make_step(decoder, settings, job.mesh.size), job.mesh)
+    for count in labels:
+        latents = decode.Latents(z, job.train.action[job.labelled], np.int32(count))
+        job.session.train(
+            f"decoder_{count}",
+            step,
+            shared=runner.replicate(latents, job.mesh),
+            sharded=None,
+            total=settings.steps,
+            evaluate=measure,
+            shown=("loss", "accuracy"),
+        )
+
+
+
+if __name__ == "__main__":
+    launch.run(main)

@@ -1,0 +1,92 @@
+"""What LAPO's stages work with, how their policies play and how their latents are probed."""
+
+import contextlib
+from typing import Any, NamedTuple
+
+import numpy as np
+from jax.sharding import Mesh
+
+from experiments.data import poll_of
+from experiments.launch import Run
+from experiments.training import Session
+from lawm_jax.data.frames import FrameArrays, FrameShards, draw_steps, window_steps
+from lawm_jax.envs.evaluation import return_summary
+from lawm_jax.envs.procgen import NUM_ACTIONS, Procgen
+from lawm_jax.lapo import decode, evaluate, learner, play
+from lawm_jax.lapo.evaluate import Description
+from lawm_jax.lapo.program import Program
+from lawm_jax.vision import scale
+
+TRAIN, TEST, LEVELS, ACT = range(4)  # tags of what the run's seed draws
+Metrics = dict[str, float]
+
+
+class Job(NamedTuple):
+    """What every stage works with."""
+
+    run: Run
+    program: Program
+    mesh: Mesh
+    session: Session
+    train: FrameArrays
+    test: FrameArrays
+    shards: FrameShards
+    seen: np.ndarray  # windows of the training frames that probes learn from
+    unseen: np.ndarray  # windows of held-out frames that everything is measured on
+    labelled: np.ndarray  # windows whose actions decoders may see, as many as the largest needs
+
+
+def draw_windows(run: Run, frames: FrameArrays, tag: int) -> np.ndarray:
+    """The steps of evaluation.windows random windows, or of all where there are fewer."""
+    count = min(run.config.evaluation.windows, len(window_steps(frames.episode)))
+    return draw_steps(frames, count, seed_of(run, tag))
+
+
+def seed_of(run: Run, tag: int) -> int:
+    """A seed of its own for each thing that a run draws."""
+    return int(np.random.SeedSequence([run.config.seed, tag]).generate_state(1)[0] >> 1)
+
+
+def describe(job: Job, state: learner.LatentActionState) -> tuple[Description, Description]:
+    """What stage 1's models make of training and of held-out windows."""
+    model = job.program.model
+    return (
+        evaluate.describe(model, state, job.train, job.seen),
+        evaluate.describe(model, state, job.test, job.unseen),
+    )
+
+
+def probe(job: Job, seen: Description, unseen: Description) -> Metrics:
+    """How well the latents tell the true actions."""
+    return evaluate.action_metrics(seen, unseen, NUM_ACTIONS, classes(job))
+
+
+def classes(job: Job) -> tuple[int, ...] | None:
+    """The class of each action; None where each has its own."""
+    merge = tuple(job.run.config.evaluation.merge)
+    return None if merge == tuple(range(NUM_ACTIONS)) else merge
+
+
+def cloning_actor(job: Job) -> play.Actor:
+    """The cloned policy; its parameters are the network's."""
+    network = job.program.cloner
+    logits = lambda params, frames: network.apply({"params": params}, scale(frames))
+    return play.make_actor(logits, job.run.config.evaluation.temperature)
+
+
+def decoded_actor(job: Job) -> play.Actor:
+    """The latent policy with a decoder; its parameters are {"policy": ..., "decoder": ...}."""
+    policy, decoder = job.program.policy, job.program.decoder
+    logits = lambda params, frames: decode.decoded_logits(policy, decoder, params, frames)
+    return play.make_actor(logits, job.run.config.evaluation.temperature)
+
+
+def returns_of(job: Job, actor: play.Actor | None, params: Any) -> Metrics:
+    """Return statistics of a policy, the random one without an actor: all play the same levels."""
+    settings = job.run.config.evaluation
+    episodes, envs = settings.episodes, min(settings.envs, settings.episodes)
+    seed, poll = seed_of(job.run, ACT), poll_of(job.run)
+    with contextlib.closing(Procgen(job.run.config.task, envs, seed_of(job.run, LEVELS))) as env:
+        if actor is None:
+            return return_summary(play.play_at_random(env, episodes, seed, poll))
+        return return_summary(play.play(env, actor, params, episodes, seed, poll))

@@ -1,0 +1,149 @@
+"""What a finished LAPO run leaves: results.json, plots, a video."""
+
+import contextlib
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+
+from experiments import outcome
+from experiments.data import Frames
+from experiments.lapo_job import (
+    ACT,
+    LEVELS,
+    Job,
+    Metrics,
+    cloning_actor,
+    decoded_actor,
+    describe,
+    probe,
+    returns_of,
+    seed_of,
+)
+from lawm_jax import plots, runner
+from lawm_jax.envs.evaluation import return_summary
+from lawm_jax.envs.procgen import FRAME, Procgen
+from lawm_jax.lapo import evaluate, learner, play
+from lawm_jax.metrics import read_metrics
+
+# results.json's name -> that of the metric of stage 1
+MODEL = {
+    "probe_accuracy": "probe_accuracy",
+    "majority_accuracy": "majority_accuracy",
+    "fdm_error": "heldout_fdm_error",
+    "copy_last_frame_error": "heldout_copy_last_frame_error",
+    "codebook_perplexity": "heldout_codebook_perplexity",
+}
+
+
+def report(job: Job, data: Frames) -> None:
+    """Writes plots, then results.json, whose presence marks the run as finished."""
+    phases = _last_metrics(read_metrics(job.run.workdir))
+    ends = data.train.notes.episode_return[data.train.frames.action == -1].astype(float)
+    random, behaviour = returns_of(job, None, None), return_summary(ends)
+    results: dict[str, Any] = {
+        "dataset": {
+            "name": data.train.name,
+            "fingerprint": data.fingerprint,
+            "kind": data.train.metadata.get("kind"),
+            "train": data.train.statistics | {"read": len(data.train.frames.action)},
+            "test": data.test.statistics | {"read": len(data.test.frames.action)},
+        },
+        "random_policy": random,
+        "data_policy": behaviour,
+        "metrics": phases,
+    }
+    normalised = lambda x: _normalised(x, random["return_mean"], behaviour["return_mean"])
+    if "latent_action" in phases:
+        model = phases["latent_action"]
+        results |= {key: model[name] for key, name in MODEL.items() if name in model}
+        fresh = learner.init(
+            job.program.model, job.program.latent_action, FRAME, job.run.config.seed
+        )
+        phases["untrained_idm"] = probe(job, *describe(job, fresh))
+        _draw_predictions(job)
+    if "cloning" in phases:
+        results["behaviour_cloning"] = normalised(phases["cloning"])
+    decoding = [
+        {"labels": count, **normalised(phases[f"decoder_{count}"])}
+        for count in job.run.config.decoder.labels
+        if f"decoder_{count}" in phases
+    ]
+    if decoding:
+        results["offline_decoding"] = decoding
+    _draw_curves(job, results)
+    outcome.finish(job.run, job.session, results)
+
+
+def _last_metrics(records: list[Mapping[str, Any]]) -> dict[str, Metrics]:
+    """Phase -> the newest value of each of its metrics."""
+    phases: dict[str, Metrics] = {}
+    for record in records:
+        kept = {name: x for name, x in record.items() if name not in ("step", "phase")}
+        phases.setdefault(record["phase"], {}).update(kept)
+    return phases
+
+
+def _normalised(metrics: Metrics, random: float, behaviour: float) -> Metrics:
+    """A policy's mean return and its interval, and the mean with random = 0 and data policy = 1.
+
+    Without the last where the two references are equal.
+    """
+    result = {name: metrics[name] for name in ("return_mean", "return_ci95")}
+    result["episodes"] = int(metrics["episodes"])
+    if random != behaviour:
+        result["normalised"] = (metrics["return_mean"] - random) / (behaviour - random)
+    return result
+
+
+def _draw_curves(job: Job, results: Mapping[str, Any]) -> None:
+    directory, records = job.run.workdir / "plots", read_metrics(job.run.workdir)
+    for phase in job.session.state:
+        if not phase.startswith("decoder_"):
+            plots.losses(directory / f"{phase}_losses.png", records, phase)
+    lines = {
+        "random": results["random_policy"]["return_mean"],
+        "data policy": results["data_policy"]["return_mean"],
+    }
+    if "behaviour_cloning" in results:
+        lines["cloning, all labels"] = results["behaviour_cloning"]["return_mean"]
+    if "offline_decoding" in results:
+        plots.decoding_curve(
+            directory / "offline_decoding.png", results["offline_decoding"], lines
+        )
+
+
+def _draw_predictions(job: Job) -> None:
+    """Real and predicted next frames of held-out windows, one for each common code."""
+    model, state = job.program.model, runner.local(job.session.state["latent_action"])
+    chosen = evaluate.examples(evaluate.describe(model, state, job.test, job.unseen))
+    steps = job.unseen[list(chosen.values())]
+    plots.frame_table(job.run.workdir / "plots" / "predictions.png", list(chosen), {
+        "frame": job.test.observation[steps],
+        "next": job.test.observation[steps + 1],
+        "predicted": evaluate.predicted_frames(model, state, job.test, steps),
+    })
+
+
+def video(job: Job) -> None:
+    """A video of the policy with most labels, or of behaviour cloning where there is no decoder."""
+    state = {phase: runner.local(part) for phase, part in job.session.state.items()}
+    decoder = f"decoder_{max(job.run.config.decoder.labels)}"
+    if decoder in state:
+        actor = decoded_actor(job)
+        params = {"policy": state["latent_policy"].params, "decoder": state[decoder].params}
+    elif "cloning" in state:
+        actor, params = cloning_actor(job), state["cloning"].params
+    else:
+        print("no video: no stage of this run makes a policy", flush=True)
+        return
+    frames: list[np.ndarray] = []
+
+    def act(params: Any, observation: np.ndarray, seed: int, step: int) -> jax.Array:
+        frames.append(observation[0].repeat(4, 0).repeat(4, 1))
+        return actor(params, observation, seed, step)
+
+    with contextlib.closing(Procgen(job.run.config.task, 1, seed_of(job.run, LEVELS))) as env:
+        returns = play.play(env, act, params, 1, seed_of(job.run, ACT))
+    outcome.write_video(job.run, frames, returns[0])

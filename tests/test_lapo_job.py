@@ -1,0 +1,242 @@
+"""The LAPO job: its tiny form from shards to results, interruptions, bad input.
+
+The runs are processes of their own; all share one data set and one cache of compiled programs.
+"""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from experiments import launch
+from experiments.lapo import STAGES, chosen_stages, main
+from lawm_jax.data.frame_shards import Episode, read_frames, write_frames
+from lawm_jax.envs.procgen import FRAME, GAMES
+
+ROOT = Path(__file__).parent.parent
+LABELS, STEPS, EVERY, EPISODES = (4, 16), 20, 10, 4
+SMALLER = [
+    *(f"--config.{phase}.steps={STEPS}" for phase in STAGES), "--config.decoder.labels=(4, 16)",
+    f"--config.run.checkpoint_every={EVERY}", f"--config.run.evaluate_every={STEPS}",
+    f"--config.evaluation.episodes={EPISODES}", "--config.data.train_frames=600",
+    "--config.data.test_frames=200",
+]
+PHASES = (*STAGES[:-1], *(f"decoder_{count}" for count in LABELS))
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """Where all runs of this module live."""
+    return tmp_path_factory.mktemp("job")
+
+
+def start(place, workdir, *args):
+    """Starts the job as a process of its own."""
+    environment = os.environ | {
+        "JAX_COMPILATION_CACHE_DIR": str(place / "cache"), "PYTHONPATH": str(ROOT)
+    }
+    return subprocess.Popen(
+        [sys.executable, "-m", "experiments.lapo", "--config=configs/procgen.py:miner,tiny",
+         f"--workdir={place / workdir}", f"--data_dir={place / 'data'}", *SMALLER, *args],
+        cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )
+
+
+def finish(process):
+    """Waits; returns (exit code, stdout, stderr)."""
+    output, error = process.communicate()
+    return process.returncode, output, error
+
+
+@pytest.fixture(scope="module")
+def finished(place):
+    """(work directory of an uninterrupted run, what it printed)."""
+    code, output, error = finish(start(place, "whole", "--render"))
+    assert code == 0, error
+    return place / "whole", output
+
+
+def read_results(workdir):
+    return json.loads((workdir / "results.json").read_text())
+
+
+def read_log(workdir):
+    return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+
+
+# ---- end to end
+
+
+def test_a_run_leaves_its_results(place, finished):
+    workdir, output = finished
+    results = read_results(workdir)
+    for name in ("probe_accuracy", "majority_accuracy"):
+        assert 0.0 <= results[name] <= 1.0
+    assert 0.0 < results["copy_last_frame_error"] < 0.1 and 0.0 < results["fdm_error"] < 0.1
+    assert 1.0 <= results["codebook_perplexity"] <= 8.0  # the tiny preset has 8 embeddings
+    assert [row["labels"] for row in results["offline_decoding"]] == list(LABELS)
+    assert "online_decoding" not in results
+    random, data = (results[f"{name}_policy"]["return_mean"] for name in ("random", "data"))
+    for row in (results["behaviour_cloning"], *results["offline_decoding"]):
+        assert row["episodes"] == EPISODES and row["return_ci95"] >= 0.0
+        assert row["normalised"] == pytest.approx((row["return_mean"] - random) / (data - random))
+    assert "probe_accuracy" in results["metrics"]["untrained_idm"]
+    assert "supervised_idm_accuracy" in results["metrics"]["supervised_idm"]
+    assert re.fullmatch("[0-9a-f]{64}", results["state_digest"])
+    for plot in ("offline_decoding", "predictions", *(f"{x}_losses" for x in STAGES[:-1])):
+        assert (workdir / "plots" / f"{plot}.png").stat().st_size > 1000
+    assert (workdir / "policy.mp4").stat().st_size > 1000
+    assert "decoder, 16 labels" in output and f"results and plots in {workdir}" in output
+
+
+def test_the_data_policys_return_is_that_of_the_data(place, finished):
+    results = read_results(finished[0])
+    assert results["dataset"]["name"] == "miner/scripted_600"
+    frames = read_frames(place / "data", "miner/scripted_600", "train").frames
+    returns = np.bincount(frames.episode, weights=frames.reward)
+    assert results["data_policy"]["return_mean"] == pytest.approx(returns.mean())
+    assert results["data_policy"]["episodes"] == len(returns)
+    assert results["dataset"]["train"]["read"] == len(frames.reward) >= 600
+
+
+def test_a_run_logs_every_step_once_and_plays_each_policy_at_its_end(finished):
+    records = read_log(finished[0])
+    assert list(dict.fromkeys(record["phase"] for record in records)) == list(PHASES)
+    for phase in PHASES:
+        assert [r["step"] for r in records if r["phase"] == phase and "loss" in r] == [
+            *range(5, STEPS + 1, 5)
+        ]
+    played = [(r["phase"], r["step"]) for r in records if "return_mean" in r]
+    assert played == [(x, STEPS) for x in PHASES if x == "cloning" or x.startswith("decoder")]
+
+
+def test_a_killed_and_stopped_run_ends_as_an_uninterrupted_one(place, finished):
+    """SIGKILL in the second stage, SIGTERM some steps after the restart: every bit is the same."""
+    killed = start(place, "broken")
+    while not (place / "broken" / "checkpoints" / str(STEPS + EVERY)).exists():
+        assert killed.poll() is None, finish(killed)
+        time.sleep(0.01)
+    killed.kill()
+    assert finish(killed)[0] == -signal.SIGKILL
+
+    stopped = start(place, "broken")
+    lines = iter(stopped.stdout.readline, "")
+    assert any(line.startswith("continuing from latent_action 20, ") for line in lines)
+    assert any(line.startswith("cloning ") for line in lines)
+    stopped.send_signal(signal.SIGTERM)
+    code, _, error = finish(stopped)
+    assert code == 75, error
+    assert "Traceback" not in error and not (place / "broken" / "results.json").exists()
+
+    code, output, error = finish(start(place, "broken"))
+    assert code == 0, error
+    assert "continuing from latent_action 20, latent_policy 20, cloning " in output
+    whole, broken = read_results(finished[0]), read_results(place / "broken")
+    for name in ("state_digest", "offline_decoding", "behaviour_cloning", "random_policy"):
+        assert broken[name] == whole[name]
+    assert read_log(place / "broken") == read_log(finished[0])
+
+
+def test_stages_can_be_chosen(place, finished):
+    code, output, error = finish(
+        start(place, "part", "--config.stages=latent_action", "--config.vq.enabled=false")
+    )
+    assert code == 0, error
+    results = read_results(place / "part")
+    assert {record["phase"] for record in read_log(place / "part")} == {"latent_action"}
+    assert "probe_accuracy" in results
+    for name in ("codebook_perplexity", "behaviour_cloning", "offline_decoding"):
+        assert name not in results
+    assert "decoder" not in output
+
+
+def test_stages_run_in_their_order():
+    assert chosen_stages("cloning, latent_policy,latent_action") == STAGES[:3]
+
+
+# ---- bad input
+
+
+def episode(length=20):
+    return Episode(
+        np.zeros((length + 1, *FRAME), np.uint8), np.zeros(length, int), np.zeros(length),
+        np.zeros(length), np.zeros(length), 0.0,
+    )
+
+
+@pytest.fixture(scope="module")
+def data_dir(tmp_path_factory):
+    """Data sets of two games, and one that was made with other settings."""
+    directory = tmp_path_factory.mktemp("data")
+    for name, metadata in (
+        ("toy/maze", {"game": "maze"}),
+        ("toy/miner", {"game": "miner"}),
+        ("miner/scripted_2000", {
+            "game": "miner", "random_actions": 0.5, "num_envs": 4,
+            "levels": {"train": {"start": 0, "number": None}},
+        }),
+    ):  # fmt: skip
+        write_frames(directory, name, [episode()], [episode()], metadata)
+    return directory
+
+
+@pytest.fixture
+def run(tmp_path, data_dir, monkeypatch, capsys):
+    """Runs the job in this process; returns (exit code, stderr)."""
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path / "cache"))
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+
+    def run(config, *args):
+        command = ["lapo.py", f"--config=configs/{config}", f"--workdir={tmp_path / 'run'}",
+                   f"--data_dir={data_dir}", *args]
+        with pytest.raises(SystemExit) as exit_:
+            launch.run(main, command)
+        return exit_.value.code, capsys.readouterr().err
+
+    yield run
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
+
+
+MINER, TOY = "procgen.py:miner,tiny", "--config.data.name=toy/miner"
+
+
+@pytest.mark.parametrize(("config", "args", "message"), [
+    ("procgen.py:pong,tiny", [], f"'pong' is no Procgen game; choose from {', '.join(GAMES)}"),
+    ("dmc.py:walker_walk,tiny", [], f"unknown game 'walker_walk': choose from {GAMES[0]}"),
+    (
+        "procgen.py:coinrun,tiny", [],
+        "coinrun has no scripted expert, only bigfish, heist, maze, miner: bring data of your own, "
+        "python -m experiments.convert --format=lapo",
+    ),
+    (MINER, ["--config.data.name=toy/maze"], "is of the game maze, not of miner"),
+    (MINER, ["--config.data.name=toy/none"], "no data set 'toy/none' in "),
+    (MINER, [], "was made with other settings than the config's (random_actions 0.5): change"),
+    (MINER, ["--config.decoder.labels=(0,)"], "one or more numbers of labelled transitions"),
+    (MINER, [TOY], "32 transitions asked for; the data's 21 frames hold 19"),
+    (MINER, ["--config.data.max_frames=2"], "data.max_frames is 2; a window needs 3 frames"),
+    (MINER, ["--config.stages=cloning,decode"], "stages names 'decode'; choose from latent_action"),
+    (
+        MINER, ["--config.stages=latent_action,decoder"],
+        "stages has decoder without latent_policy, which it needs",
+    ),
+    (MINER, ["--config.evaluation.episodes=1"], "episodes is 1; an interval needs at least 2"),
+    (
+        MINER, ["--config.run.checkpoint_every=12"],
+        "run.checkpoint_every is 12, not a multiple of run.steps_per_call (5)",
+    ),
+])  # fmt: skip
+def test_bad_input_is_one_clear_line(run, tmp_path, config, args, message):
+    code, error = run(config, *args)
+    assert code == 2
+    assert error.startswith("error: ") and message in error, error
+    assert error.count("\n") == 1
+    assert {x.name for x in (tmp_path / "run").glob("*")} <= {".lock"}  # nothing is claimed
