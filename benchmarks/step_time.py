@@ -98,7 +98,9 @@ def fill(config: Any, count: int) -> Any:
     model.unlabelled_rows = up(model.unlabelled_rows)
     agent.start_rows = up(agent.start_rows)
     config.td3_bc.batch_rows = up(config.td3_bc.batch_rows)
-    config.data.trajectories = max(config.data.trajectories, 4 * count)
+    data = config.data
+    data.trajectories = up(max(data.trajectories, 4 * count))
+    data.label_fraction = up(data.label_fraction * data.trajectories) / data.trajectories
     return config
 
 
