@@ -9,7 +9,6 @@ environments are stepped with random actions.
 
 import argparse
 import contextlib
-import json
 import sys
 import tempfile
 import time
@@ -20,7 +19,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from benchmarks.step_time import REPETITIONS, Row, random_data, table
+from benchmarks.control_steps import random_data
+from benchmarks.step_time import REPETITIONS, Row, table, write_json
 from experiments import command_line
 from lawm_jax.data.shards import read_dataset, write_dataset
 from lawm_jax.data.trajectory import Trajectory
@@ -126,8 +126,7 @@ def main() -> None:
     device = f"{jax.device_count()} x {jax.devices()[0].device_kind}"
     print(table(device, measured, COLUMNS))
     if arguments.json:
-        with open(arguments.json, "w") as file:
-            json.dump({"device": device, "rows": measured}, file, indent=2)
+        write_json(arguments.json, device, measured)
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ import subprocess
 import sys
 from typing import Any
 
+from benchmarks.step_time import write_json
 from experiments import command_line
 from lawm_jax.errors import InputError
 
@@ -28,7 +29,7 @@ def measure(config: Any) -> list[dict[str, Any]]:
     import jax
 
     from benchmarks.hlo import collectives
-    from benchmarks.step_time import fill, train_steps
+    from benchmarks.train_steps import fill, train_steps
     from lawm_jax import runner
 
     rows = []
@@ -95,8 +96,7 @@ def main() -> None:
         if any(abs(a - b) > TOLERANCE * abs(b) for a, b in zip(row["losses"], one, strict=True)):
             sys.exit(f"error: {row['step']} on {row['devices']} devices has other losses than on 1")
     if arguments.json:
-        with open(arguments.json, "w") as file:
-            json.dump({"device": "forced host devices", "rows": rows}, file, indent=2)
+        write_json(arguments.json, "forced host devices", rows)
 
 
 if __name__ == "__main__":

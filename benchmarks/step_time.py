@@ -7,6 +7,8 @@ Runs every step on all devices as the main job does: sampled on the device, many
 (benchmarks/plain.py), numpy batches, one dispatch a step, metrics fetched every step. A figure is
 the fastest of a few repetitions; measure on an otherwise idle machine.
 
+`--seeds=4` adds the steps of four seeds side by side; their figures are those of one seed's step.
+
 Useful operations are counted from the jaxpr (benchmarks/flops.py), those of td3_bc's delayed actor
 at every step, which makes its count an upper bound; the rate's share is of large matmuls in the
 model's dtype, measured in the same run. Host overhead is the time that the device waits for Python
@@ -18,206 +20,75 @@ import argparse
 import functools
 import json
 import math
+import shlex
 import sys
 import tempfile
 import time
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
 from etils import epath
-from jax.sharding import NamedSharding, PartitionSpec
 
 from benchmarks import flops, plain
+from benchmarks.control_steps import EPISODE_STEPS, random_data
+from benchmarks.train_step import TrainStep
+from benchmarks.train_steps import alone, of_lapo, train_steps
 from experiments import command_line
 from lawm_jax import runner
-from lawm_jax.data.normaliser import fit
-from lawm_jax.data.transitions import Transitions
 from lawm_jax.data.windows import TrajectoryArrays
 from lawm_jax.envs.dmc import task_spec
 from lawm_jax.errors import InputError
-from lawm_jax.lawm import actor_critic, learner
+from lawm_jax.lawm import learner
 from lawm_jax.lawm.elbo import draw_noise
-from lawm_jax.lawm.methods import Program, check_rows, resolve
-from lawm_jax.lawm.world_model import State
+from lawm_jax.lawm.methods import resolve
 from lawm_jax.metrics import MetricLogger, check_finite
-from lawm_jax.offline import methods, td3_bc
 
-EPISODE_STEPS, STARTS, REPETITIONS = 500, 20_000, 5
+REPETITIONS = 5
+SINGLE = "one step a dispatch"
 CALLS = 4  # dispatches in a row, behind host overhead
 Row = dict[str, float | str]
 
 
-class TrainStep(NamedTuple):
-    """A mapped train step with what it is called on."""
-
-    name: str
-    step: Callable[..., tuple]
-    state: Any
-    shared: Any
-    sharded: Any
-    windows: int  # windows, start states or transitions a step
-
-
-def random_data(
-    program: Program, trajectories: int, labelled: int, one_window: bool = False
-) -> learner.TrainingData:
-    """Trajectories of noise in the sizes of the config.
-
-    one_window: all are one and the same window, so that every device draws the same from its share.
-    """
-    rng = np.random.default_rng(0)
-    model = program.model
-    steps = program.learner.window - 1 if one_window else EPISODE_STEPS
-
-    def arrays(count: int, actions: bool) -> TrajectoryArrays:
-        def noise(*shape: int) -> np.ndarray:
-            if one_window:
-                one = rng.standard_normal(shape, np.float32)
-                return np.broadcast_to(one, (count, *shape))
-            return rng.standard_normal((count, *shape), np.float32)
-
-        return TrajectoryArrays(
-            observation=noise(steps + 1, model.observation_size),
-            action=np.tanh(noise(steps, model.action_size)) if actions else None,
-            reward=noise(steps),
-            length=np.full(count, steps, np.int32),
-        )
-
-    unlabelled = arrays(trajectories - labelled, False) if program.learner.unlabelled_rows else None
-    return learner.TrainingData(arrays(labelled, True), unlabelled)
-
-
-def fill(config: Any, count: int) -> Any:
-    """The config with batches that `count` devices divide, and trajectories for all of them."""
-    config = config.copy_and_resolve_references()
-    up = lambda rows: math.ceil(rows / count) * count
-    model, agent = config.world_model, config.agent
-    model.labelled_rows = up(model.labelled_rows)
-    model.unlabelled_rows = up(model.unlabelled_rows)
-    agent.start_rows = up(agent.start_rows)
-    config.td3_bc.batch_rows = up(config.td3_bc.batch_rows)
-    data = config.data
-    data.trajectories = up(max(data.trajectories, 4 * count))
-    data.label_fraction = up(data.label_fraction * data.trajectories) / data.trajectories
-    return config
-
-
-def train_steps(
-    config: Any, mesh: jax.sharding.Mesh, one_window: bool = False, abstract: bool = False
-) -> list[TrainStep]:
-    """Every train step of the control experiment, in the sizes of a config.
-
-    abstract: arguments are jax.ShapeDtypeStruct, for a mesh of devices that are not here.
-    """
-    spec = task_spec(config.task)
-    program = resolve(config, spec.observation_size, spec.action_size)
-    check_rows(program, mesh)
-    model, seed, count = program.model, 0, config.data.trajectories
-    labelled = max(mesh.size, round(config.data.label_fraction * count))
-    data = random_data(
-        program, count - count % mesh.size, labelled - labelled % mesh.size, one_window
-    )
-    optimiser = learner.make_optimiser(program.learner)
-    world = learner.init(model, optimiser, learner.fit_normaliser(data), seed)
-    params = jax.tree.map(np.asarray, world.params)  # a copy: the train state is donated
-    starts = State(
-        np.zeros((STARTS - STARTS % mesh.size, model.deterministic), np.float32),
-        np.zeros((STARTS - STARTS % mesh.size, model.stochastic), np.float32),
-    )
-    agent = actor_critic.init(model, program.agent, seed)
-    world_step = learner.make_step(model, program.elbo, program.learner, optimiser, mesh.size)
-    agent_step = actor_critic.make_step(model, program.agent, mesh.size)
-
-    put, replicated, sharded = _placing(mesh, abstract)
-    return [
-        TrainStep(
-            "world_model", runner.data_parallel(world_step, mesh), put(world, replicated), None,
-            put(data, sharded), program.learner.labelled_rows + program.learner.unlabelled_rows,
-        ),
-        TrainStep(
-            "actor_critic", runner.data_parallel(agent_step, mesh), put(agent, replicated),
-            put(params, replicated), put(starts, sharded), program.agent.start_rows,
-        ),
-        td3_bc_step(config, mesh, one_window, abstract),
-    ]
-
-
-def td3_bc_step(
-    config: Any, mesh: jax.sharding.Mesh, one_window: bool = False, abstract: bool = False
-) -> TrainStep:
-    """The train step of the baseline TD3+BC on as many transitions as the config's data set has.
-
-    one_window: all are one and the same transition; abstract: as in `train_steps`.
-    """
-    spec, config = task_spec(config.task), config.copy_and_resolve_references()
-    config.method = "td3_bc"
-    program = methods.resolve(config, spec.action_size)
-    methods.check_rows(program, mesh)
-    count = config.data.trajectories * EPISODE_STEPS
-    count -= count % mesh.size
-    rng = np.random.default_rng(0)
-
-    def noise(*size: int) -> np.ndarray:
-        rows = rng.standard_normal((1 if one_window else count, *size), np.float32)
-        return np.broadcast_to(rows, (count, *size))
-
-    sizes = (spec.observation_size,), (spec.action_size,), (), (spec.observation_size,)
-    data = Transitions(*(noise(*size) for size in sizes))
-    data = data._replace(action=np.tanh(data.action))
-    state = td3_bc.init(program.policy, fit([data.observation[:1000]]), 0)
-    step = td3_bc.make_step(program.policy, mesh.size)
-    put, replicated, sharded = _placing(mesh, abstract)
-    return TrainStep(
-        "td3_bc", runner.data_parallel(step, mesh), put(state, replicated), None,
-        put(data, sharded), program.policy.batch_rows,
-    )
-
-
-def _placing(mesh: jax.sharding.Mesh, abstract: bool) -> tuple[Callable, Any, Any]:
-    """put(tree, spec) and its two specs: replicated, and divided among the devices."""
-
-    def put(tree: Any, spec: PartitionSpec) -> Any:
-        sharding = NamedSharding(mesh, spec)
-        if not abstract:
-            return jax.device_put(tree, sharding)
-        struct = functools.partial(jax.ShapeDtypeStruct, sharding=sharding)
-        return jax.tree.map(lambda x: struct(x.shape, x.dtype), tree)
-
-    return put, PartitionSpec(), PartitionSpec(runner.AXIS)
-
-
 def measure(train: TrainStep, steps: int, matmul_rate: float) -> Row:
-    """Compiles `steps` scanned steps, runs them a few times and returns a row of the table."""
+    """Compiles `steps` scanned steps, runs them a few times and returns a row of the table.
+
+    Convolutions on a CPU are dispatched step by step, as `runner.data_parallel` does it.
+    """
     args = (train.state, train.shared, train.sharded)
     operations = flops.count(lambda *args: train.step(*args, steps=1), *args)
-    begin = time.perf_counter()
-    compiled = train.step.lower(*args, steps=steps).compile()
-    compile_seconds = time.perf_counter() - begin
-    state, calls = train.state, []
-    for _ in range(REPETITIONS + 1):  # the first also fills caches
-        begin = time.perf_counter()
-        state, metrics = jax.block_until_ready(compiled(state, *args[1:]))
-        calls.append(time.perf_counter() - begin)
-    seconds = min(calls[1:]) / steps
-    call = lambda state: compiled(state, *args[1:])
-    memory = compiled.memory_analysis()
-    return {
-        "step": train.name,
-        "steps_per_second": 1 / seconds,
-        "milliseconds_per_step": 1000 * seconds,
-        "windows_per_second": train.windows / seconds,
-        "compile_seconds": compile_seconds,
-        "steps_per_call": steps,
-        "useful_gflops_per_step": operations / 1e9,
-        "share_of_matmul_rate": operations / seconds / matmul_rate,
-        "host_overhead": host_overhead(call, state, metrics),
-        "memory_mb": (
+    row, begin = {}, time.perf_counter()
+    if train.dispatched:
+        run = functools.partial(train.dispatched, steps=steps)
+    else:
+        run = train.step.lower(*args, steps=steps).compile()
+        row["compile_seconds"] = time.perf_counter() - begin
+        memory = run.memory_analysis()
+        row["memory_mb"] = (
             memory.argument_size_in_bytes + memory.output_size_in_bytes
             + memory.temp_size_in_bytes - memory.alias_size_in_bytes
-        ) / 1e6,
-    }  # fmt: skip
+        ) / 1e6  # fmt: skip
+    state, calls = train.state, []
+    for _ in range(REPETITIONS + 1):  # the first also fills caches, and compiles what is dispatched
+        begin = time.perf_counter()
+        state, metrics = jax.block_until_ready(run(state, *args[1:]))
+        calls.append(time.perf_counter() - begin)
+    if train.dispatched:
+        row["compile_seconds"] = calls[0] - min(calls[1:])
+    seconds = min(calls[1:]) / steps
+    call = lambda state: run(state, *args[1:])
+    return row | {
+        "step": train.name,
+        "steps_per_second": train.seeds / seconds,
+        "milliseconds_per_step": 1000 * seconds / train.seeds,
+        "windows_per_second": train.windows / seconds,
+        "steps_per_call": steps,
+        "useful_gflops_per_step": operations / train.seeds / 1e9,
+        "share_of_matmul_rate": operations / seconds / matmul_rate,
+        "host_overhead": host_overhead(call, state, metrics),
+    }
 
 
 def host_overhead(call: Callable[[Any], tuple[Any, Any]], state: Any, metrics: Any) -> float:
@@ -330,6 +201,14 @@ def table(device: str, rows: list[Row], columns: dict[str, tuple[str, str]]) -> 
     return "\n".join(lines)
 
 
+def write_json(path: str, device: str, rows: list[Row], **more: Any) -> None:
+    """Writes what a benchmark measured, with the command that did it."""
+    arguments = [x for x in sys.argv[1:] if not x.startswith("--json")]
+    command = shlex.join(["python", "-m", f"benchmarks.{Path(sys.argv[0]).stem}", *arguments])
+    written = {"command": command, "device": device, **more, "rows": rows}
+    Path(path).write_text(json.dumps(written, indent=2) + "\n")
+
+
 def main() -> None:
     """Reads the command line, measures, prints a table and writes the JSON file."""
     parser = argparse.ArgumentParser(
@@ -337,17 +216,21 @@ def main() -> None:
     )
     parser.add_argument("--json", help="file to write {device, rows} to")
     parser.add_argument("--plain", action="store_true", help="measure the plain form as well")
+    parser.add_argument(
+        "--seeds", type=int, default=1, help="measure world model and agent of so many as well"
+    )
     arguments, rest = parser.parse_known_args()
     try:
         config = command_line.parse([sys.argv[0], *rest]).config
-        dtype = config.world_model.dtype
+        dtype = config.dtype if of_lapo(config) else config.world_model.dtype
         mesh, rate = runner.make_mesh(), flops.matmul_rate(jax.numpy.dtype(dtype))
+        steps = config.run.steps_per_call
         measured = [
-            measure(train, config.run.steps_per_call, rate) for train in train_steps(config, mesh)
+            measure(train, steps, rate) for train in train_steps(config, mesh, arguments.seeds)
         ]
-        alone = td3_bc_step(config, mesh)._replace(name="td3_bc, one step a dispatch")
-        measured.append(measure(alone, 1, rate))
-        if arguments.plain:
+        single = alone(config, mesh)
+        measured.append(measure(single._replace(name=f"{single.name}, {SINGLE}"), 1, rate))
+        if arguments.plain and not of_lapo(config):
             measured.append(measure_plain(config))
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -356,9 +239,7 @@ def main() -> None:
     print(table(device, measured, COLUMNS))
     print(f"matmul rate of one device, {dtype}: {rate / 1e9:.0f} GFLOP/s")
     if arguments.json:
-        written = {"device": device, "matmul_gflops": rate / 1e9, "rows": measured}
-        with open(arguments.json, "w") as file:
-            json.dump(written, file, indent=2)
+        write_json(arguments.json, device, measured, matmul_gflops=rate / 1e9)
 
 
 if __name__ == "__main__":

@@ -12,10 +12,11 @@ chain of small operations: latency, not rates, is the limit, and larger batches 
 nearly free.
 
 Batches are the config's, made as large as one row of each kind a chip where they are smaller.
+LAPO's frames are divided among the chips, or streamed where they would take half the memory.
 """
 
 import argparse
-import json
+import math
 import os
 import sys
 import time
@@ -28,9 +29,11 @@ os.environ["JAX_PLATFORMS"] = "cpu"  # the host's own backend; the target is nam
 from jax.experimental import topologies
 
 from benchmarks import flops, hlo
-from benchmarks.step_time import fill, table, train_steps
+from benchmarks.step_time import table, write_json
+from benchmarks.train_steps import fill, of_lapo, train_steps
 from experiments import command_line
 from lawm_jax import runner
+from lawm_jax.envs.procgen import FRAME
 from lawm_jax.errors import InputError
 
 TOPOLOGIES = "v5e:1x1,v5e:2x4,v5e:16x16"
@@ -98,12 +101,23 @@ def _sent(collectives: list[hlo.Collective], chips: int) -> float:
     return sum(passes(one) * one.bytes for one in collectives) * (chips - 1) / chips
 
 
-def rows(config: Any, topology: str) -> list[dict[str, Any]]:
+def place_frames(config: Any, chip: Chip, chips: int) -> Any:
+    """LAPO's config with frames streamed where they would take more than half of the memory."""
+    config = config.copy_and_resolve_references()
+    if of_lapo(config):
+        share = config.data.train_frames * math.prod(FRAME) / chips
+        config.data.on_device = config.data.on_device and share < chip.memory_bytes / 2
+    return config
+
+
+def rows(config: Any, topology: str, seeds: int) -> list[dict[str, Any]]:
     """Compiles every train step for one topology and returns its rows of the table."""
     mesh = runner.make_mesh(devices(topology))
     chip = CHIPS[topology.partition(":")[0]]
+    config = place_frames(fill(config, mesh.size), chip, mesh.size)
     found = []
-    for train in train_steps(fill(config, mesh.size), mesh, abstract=True):
+    for train in train_steps(config, mesh, seeds, abstract=True):
+        how = "" if config.data.on_device or train.sharded is None else ", streamed"
         args = (train.state, train.shared, train.sharded)
         operations = flops.count(lambda *args, train=train: train.step(*args, steps=1), *args)
         begin = time.perf_counter()
@@ -125,12 +139,13 @@ def rows(config: Any, topology: str) -> list[dict[str, Any]]:
             + memory.temp_size_in_bytes - memory.alias_size_in_bytes
         )  # fmt: skip
         found.append({
-            "step": f"{train.name}, {topology}",
+            "step": f"{train.name}{how}, {topology}",
             "topology": topology,
             "chips": mesh.size,
             "windows": train.windows,
             "memory_mb": used / 1e6,
             "share_of_memory": used / chip.memory_bytes,
+            "seeds": train.seeds,
             "useful_gflops_per_step": operations / 1e9,
             "memory_traffic_mb": hlo.memory_traffic(text) / 1e6,
             "collectives": sum(one.count for one in moved),
@@ -153,18 +168,21 @@ def main() -> None:
     parser.add_argument(
         "--topology", default=TOPOLOGIES, help=f"comma-separated; default {TOPOLOGIES}"
     )
+    parser.add_argument(
+        "--seeds", type=int, default=1, help="add world model and agent of so many side by side"
+    )
     arguments, rest = parser.parse_known_args()
     try:
         config = command_line.parse([sys.argv[0], *rest]).config
-        found = [row for one in arguments.topology.split(",") for row in rows(config, one)]
+        named = arguments.topology.split(",")
+        found = [row for one in named for row in rows(config, one, arguments.seeds)]
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
     print("The TPU compiler's figures and published peak rates, not measurements:\n")
     print(table("compiled only", found, COLUMNS))
     if arguments.json:
-        with open(arguments.json, "w") as file:
-            json.dump({"device": "none: TPU compiler only", "rows": found}, file, indent=2)
+        write_json(arguments.json, "none: TPU compiler only", found)
 
 
 if __name__ == "__main__":

@@ -42,6 +42,9 @@ def get_config(arg: str = "cheetah_run") -> ml_collections.ConfigDict:
     # td3_bc | idm_td3_bc (an inverse dynamics model labels the rest) | bc: experiments.baselines
     config.method = "lawm"
     config.seed = 0
+    # of this many seeds, from `seed` on, that learn side by side, each from its own labelled part:
+    # small models fill an accelerator so (experiments.lawm only)
+    config.num_seeds = 1
     config.data = _data(dataset)
     config.world_model = _world_model()
     config.agent = _agent()

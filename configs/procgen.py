@@ -72,6 +72,8 @@ def _data() -> Config:
     data.name = ""  # "NAME/CONFIG" of a data set of one's own in --data_dir; "" has it made
     # most frames of a split that are read, 12,288 bytes each: 30.7 GB (the paper's 8M: 98 GB)
     data.max_frames = 2_500_000
+    # frames in the memory of the devices, divided among them; else streamed from the host's
+    data.on_device = True
     # of the data that a scripted expert makes (bigfish, heist, maze, miner)
     data.train_frames = 2_500_000
     data.test_frames = 100_000

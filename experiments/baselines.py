@@ -24,6 +24,7 @@ from lawm_jax.data.transitions import transitions
 from lawm_jax.data.windows import Split
 from lawm_jax.envs.dmc import task_spec
 from lawm_jax.envs.evaluation import Evaluation, play
+from lawm_jax.errors import InputError
 from lawm_jax.metrics import read_metrics
 from lawm_jax.offline import inverse_dynamics, td3_bc
 from lawm_jax.offline.inverse_dynamics import InverseDynamicsConfig, InverseDynamicsState
@@ -36,6 +37,8 @@ def main(run: launch.Run) -> None:
     config = run.config
     spec = task_spec(config.task)
     check_method(config.method, "baselines")
+    if config.num_seeds != 1:
+        raise InputError(f"num_seeds is {config.num_seeds}; baselines train one seed a run")
     program = resolve(config, spec.action_size)
     policy, labeller = program
     check_schedule(config, "td3_bc")
@@ -44,7 +47,8 @@ def main(run: launch.Run) -> None:
     check_rows(program, mesh)
 
     dataset = load_dataset(run, spec)
-    parts = split_dataset(config, dataset.trajectories, oracle="td3_bc" if labeller else None)
+    oracle = "td3_bc" if labeller else None
+    parts = split_dataset(config, dataset.trajectories, config.seed, oracle)
     data = Split(*([dataset.trajectories[i] for i in part] for part in parts))
     seen = [*data.labelled, *data.unlabelled] if labeller else data.labelled
     normaliser = fit([t.observation for t in seen], td3_bc.STD_OFFSET)
@@ -82,7 +86,7 @@ def main(run: launch.Run) -> None:
         records = read_metrics(run.workdir)
         for phase in session.state:
             plots.losses(run.workdir / "plots" / f"{phase}_losses.png", records, phase)
-        outcome.report(run, session, dataset, parts, final, errors)
+        outcome.report(run, session, dataset, [outcome.Seed(config.seed, parts, final, errors)])
 
     act = td3_bc.acting(actor, agent)
     outcome.conclude(run, write, lambda: outcome.render(run, act))
@@ -137,7 +141,8 @@ def _play(
     expect = None
     if policy.critics:
         expect = lambda first: td3_bc.expected_return(policy, agent, first)
-    with contextlib.closing(outcome.simulator(config, episodes, int(agent.step))) as env:
+    env = outcome.simulator(config.task, config.seed, episodes, int(agent.step))
+    with contextlib.closing(env):
         return play(env, td3_bc.acting(actor, agent), expect, policy.discount)
 
 

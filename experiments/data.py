@@ -169,10 +169,11 @@ def _make_and_read(run: Run, name: str, make: Callable[[], None], read: Callable
 
 
 def split_dataset(
-    config: ConfigDict, trajectories: Sequence[Trajectory], oracle: str | None
+    config: ConfigDict, trajectories: Sequence[Trajectory], seed: int, oracle: str | None
 ) -> Split:
     """Which trajectories are labelled, unlabelled and held out: the same for every method.
 
+    seed: draws the parts.
     oracle: for a method that needs unlabelled trajectories, the one to choose where there are none.
 
     Raises:
@@ -180,7 +181,7 @@ def split_dataset(
     """
     data = config.data
     has_action = [trajectory.action is not None for trajectory in trajectories]
-    parts = split(has_action, data.label_fraction, data.heldout_fraction, config.seed)
+    parts = split(has_action, data.label_fraction, data.heldout_fraction, seed)
     if oracle and not len(parts.unlabelled):
         raise InputError(
             f"data.label_fraction {data.label_fraction} leaves no trajectory without labels "

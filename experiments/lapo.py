@@ -26,8 +26,10 @@ from experiments.lapo_job import (
     TRAIN,
     Job,
     Metrics,
+    batches,
     classes,
     cloning_actor,
+    data_parallel,
     decoded_actor,
     describe,
     draw_windows,
@@ -60,7 +62,8 @@ def main(run: launch.Run) -> None:
     train, test = data.train.frames, data.test.frames
     labels = tuple(config.decoder.labels) if "decoder" in stages else (1,)
     labelled = draw_steps(train, max(labels), config.seed)
-    shards = runner.shard(shard_frames(train, mesh.size), mesh)
+    resident = config.data.on_device
+    shards = runner.shard(shard_frames(train, mesh.size), mesh) if resident else None
     state = _initial_state(program, stages, labels, config.seed)
     state = {phase: runner.replicate(part, mesh) for phase, part in state.items()}
     session = Session(run, state, data.fingerprint)
@@ -134,11 +137,9 @@ def _latent_action(job: Job) -> None:
 
     job.session.train(
         "latent_action",
-        runner.data_parallel(
-            learner.make_step(model, settings, job.mesh.size), job.mesh, convolves=True
-        ),
+        data_parallel(job, learner.make_step(model, settings, job.mesh.size)),
         shared=None,
-        sharded=job.shards,
+        sharded=batches(job, settings),
         total=settings.steps,
         evaluate=measure,
         shown=("fdm_error", "copy_last_frame_error", "perplexity"),
@@ -198,11 +199,9 @@ def _imitate(
     settings = getattr(job.program, phase)
     job.session.train(
         phase,
-        runner.data_parallel(
-            imitation.make_step(loss, settings, job.mesh.size), job.mesh, convolves=True
-        ),
+        data_parallel(job, imitation.make_step(loss, settings, job.mesh.size)),
         shared=frozen,
-        sharded=job.shards,
+        sharded=batches(job, settings),
         total=settings.steps,
         evaluate=measure,
         shown=("loss", shown),

@@ -1,6 +1,7 @@
 """What LAPO's stages work with, how their policies play and how their latents are probed."""
 
 import contextlib
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -9,11 +10,21 @@ from jax.sharding import Mesh
 from experiments.data import poll_of
 from experiments.launch import Run
 from experiments.training import Session
-from lawm_jax.data.frames import FrameArrays, FrameShards, draw_steps, window_steps
+from lawm_jax import runner
+from lawm_jax.data import stream
+from lawm_jax.data.frames import (
+    FrameArrays,
+    FrameShards,
+    FrameWindows,
+    draw_steps,
+    stream_windows,
+    window_steps,
+)
 from lawm_jax.envs.evaluation import return_summary
 from lawm_jax.envs.procgen import NUM_ACTIONS, Procgen
 from lawm_jax.lapo import decode, evaluate, learner, play
 from lawm_jax.lapo.evaluate import Description
+from lawm_jax.lapo.optimiser import TrainingConfig
 from lawm_jax.lapo.program import Program
 from lawm_jax.vision import scale
 
@@ -30,7 +41,7 @@ class Job(NamedTuple):
     session: Session
     train: FrameArrays
     test: FrameArrays
-    shards: FrameShards
+    shards: FrameShards | None  # the training frames on the devices; None where they are streamed
     seen: np.ndarray  # windows of the training frames that probes learn from
     unseen: np.ndarray  # windows of held-out frames that everything is measured on
     labelled: np.ndarray  # windows whose actions decoders may see, as many as the largest needs
@@ -45,6 +56,24 @@ def draw_windows(run: Run, frames: FrameArrays, tag: int) -> np.ndarray:
 def seed_of(run: Run, tag: int) -> int:
     """A seed of its own for each thing that a run draws."""
     return int(np.random.SeedSequence([run.config.seed, tag]).generate_state(1)[0] >> 1)
+
+
+def data_parallel(job: Job, step: Callable) -> Callable:
+    """A train step on the training frames, mapped over the devices."""
+    streamed = job.shards is None
+    return runner.data_parallel(step, job.mesh, streamed=streamed, convolves=True)
+
+
+def batches(
+    job: Job, settings: TrainingConfig
+) -> FrameShards | Callable[[int], Iterator[FrameWindows]]:
+    """What the mapped step of a stage is fed: see `experiments.training.Session.train`."""
+    if job.shards is not None:
+        return job.shards
+    rows = stream.own_rows(settings.rows, job.mesh)
+    draw = stream_windows(job.train, job.run.config.seed, rows, settings.rows)
+    each = job.run.config.run.steps_per_call
+    return lambda first: stream.batches(draw, first, settings.steps, each, job.mesh)
 
 
 def describe(job: Job, state: learner.LatentActionState) -> tuple[Description, Description]:

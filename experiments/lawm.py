@@ -3,14 +3,15 @@
     python -m experiments.lawm --config=configs/dmc.py:cheetah_run
 
 C-LAP and Dreamer are the same program: --config.method=c_lap, and --config.data.label_fraction=1
-makes it the oracle that sees all actions.
+makes it the oracle that sees all actions. With --config.num_seeds=4 four seeds learn side by side.
 """
 
 import contextlib
+import functools
 from collections.abc import Callable, Iterator
 
-import jax
 from jax.sharding import Mesh
+from ml_collections import ConfigDict
 
 from experiments import launch, outcome
 from experiments.data import load_dataset, split_dataset
@@ -22,16 +23,21 @@ from lawm_jax.data.trajectory import Trajectory
 from lawm_jax.data.windows import Split, TrajectoryArrays, check_window, stack
 from lawm_jax.envs.dmc import task_spec
 from lawm_jax.envs.evaluation import Evaluation
+from lawm_jax.errors import InputError
 from lawm_jax.lawm import actor_critic, evaluate, learner
 from lawm_jax.lawm.methods import Program, check_rows, resolve
 from lawm_jax.metrics import read_metrics
 
 
 def main(run: launch.Run) -> None:
-    """Runs the whole job, from wherever its last checkpoint stands."""
+    """Runs the whole job, from wherever its last checkpoint stands.
+
+    Everything is of one seed or of several: `join_seeds` and `split_seeds` are where they meet.
+    """
     config = run.config
     spec = task_spec(config.task)
     check_method(config.method, "lawm")
+    _check_seeds(config)
     program = resolve(config, spec.observation_size, spec.action_size)
     check_schedule(config, "run")
     mesh = runner.make_mesh()
@@ -39,68 +45,98 @@ def main(run: launch.Run) -> None:
 
     dataset = load_dataset(run, spec)
     oracle = "c_lap" if program.learner.unlabelled_rows else None
-    parts = split_dataset(config, dataset.trajectories, oracle)
-    training, heldout = _arrays(program, dataset.trajectories, parts, mesh.size)
+    seeds = range(config.seed, config.seed + config.num_seeds)
+    parts = [split_dataset(config, dataset.trajectories, seed, oracle) for seed in seeds]
+    training, heldout = zip(
+        *(_arrays(program, dataset.trajectories, part, mesh.size) for part in parts), strict=True
+    )
 
     optimiser = learner.make_optimiser(program.learner)
+    worlds = [
+        learner.init(program.model, optimiser, learner.fit_normaliser(data), seed)
+        for seed, data in zip(seeds, training, strict=True)
+    ]
+    agents = [actor_critic.init(program.model, program.agent, seed) for seed in seeds]
     state = {
-        "world_model": learner.init(
-            program.model, optimiser, learner.fit_normaliser(training), config.seed
-        ),
-        "agent": actor_critic.init(program.model, program.agent, config.seed),
+        phase: runner.replicate(runner.join_seeds(states), mesh)
+        for phase, states in (("world_model", worlds), ("agent", agents))
     }
-    state = {phase: runner.replicate(part, mesh) for phase, part in state.items()}
     session = Session(run, state, dataset.fingerprint)
+    of_seeds = lambda tree: runner.split_seeds(tree, len(seeds))
+    data_parallel = functools.partial(
+        runner.data_parallel, mesh=mesh, many_seeds=len(seeds) > 1
+    )
 
-    def errors_of(state: learner.WorldModelState) -> dict[str, jax.Array]:
-        return evaluate.prediction_errors(
+    def errors_of(state: learner.WorldModelState, heldout: TrajectoryArrays) -> dict[str, float]:
+        errors = evaluate.prediction_errors(
             program.model, state, heldout, decode=program.method.unlabelled
         )
+        return {name: float(x) for name, x in errors.items()}
 
     world_model_step = learner.make_step(
         program.model, program.elbo, program.learner, optimiser, mesh.size
     )
     resident = config.data.on_device
+    joined = runner.join_seeds(training, axis=1)
     session.train(
         "world_model",
-        runner.data_parallel(world_model_step, mesh, streamed=not resident),
+        data_parallel(world_model_step, streamed=not resident),
         shared=None,
-        sharded=runner.shard(training, mesh) if resident else _stream(run, program, training, mesh),
+        sharded=runner.shard(joined, mesh) if resident else _stream(run, program, joined, mesh),
         total=program.learner.steps,
-        evaluate=errors_of,
+        evaluate=lambda state: outcome.mean_of(list(map(errors_of, of_seeds(state), heldout))),
         shown=("loss", "observation_error", "kl_s", "inverse_action_error"),
     )
-    world = runner.local(session.state["world_model"])
-    seen = [arrays for arrays in training if arrays is not None]
-    starts = evaluate.start_states(program.model, world, seen, mesh.size)
+    worlds = of_seeds(runner.local(session.state["world_model"]))
+    starts = [
+        evaluate.start_states(program.model, world, [x for x in data if x is not None], mesh.size)
+        for world, data in zip(worlds, training, strict=True)
+    ]
     actor = evaluate.make_actor(program.model, program.agent)
 
-    def play(agent: actor_critic.AgentState, episodes: int) -> Evaluation:
-        params = evaluate.policy_params(world, agent)
-        with contextlib.closing(outcome.simulator(config, episodes, int(agent.step))) as env:
-            return evaluate.evaluate_policy(env, actor, params, program.agent.discount)
+    def play(agents: actor_critic.AgentState, episodes: int) -> list[Evaluation]:
+        played = []
+        for world, agent in zip(worlds, of_seeds(agents), strict=True):
+            params = evaluate.policy_params(world, agent)
+            with contextlib.closing(
+                outcome.simulator(config.task, int(agent.seed), episodes, int(agent.step))
+            ) as env:
+                played.append(
+                    evaluate.evaluate_policy(env, actor, params, program.agent.discount)
+                )
+        return played
 
     agent_step = actor_critic.make_step(program.model, program.agent, mesh.size)
     session.train(
         "agent",
-        runner.data_parallel(agent_step, mesh),
+        data_parallel(agent_step),
         shared=session.state["world_model"].params,
-        sharded=runner.shard(starts, mesh),
+        sharded=runner.shard(runner.join_seeds(starts, axis=1), mesh),
         total=program.agent.steps,
-        evaluate=lambda agent: play(agent, config.run.evaluation_episodes).summary(),
+        evaluate=lambda agents: outcome.mean_of(
+            [one.summary() for one in play(agents, config.run.evaluation_episodes)]
+        ),
         shown=("imagined_reward", "imagined_return", "value_error"),
     )
-    agent = runner.local(session.state["agent"])
+    agents = runner.local(session.state["agent"])
     session.close()
 
     def write() -> None:
-        final = play(agent, config.run.final_episodes)
-        errors = {name: float(x) for name, x in errors_of(world).items()}
-        _plot(run, errors)
-        outcome.report(run, session, dataset, parts, final, errors)
+        errors = list(map(errors_of, worlds, heldout))
+        _plot(run, outcome.mean_of(errors))
+        final = play(agents, config.run.final_episodes)
+        ends = zip(seeds, parts, final, errors, strict=True)
+        outcome.report(run, session, dataset, [outcome.Seed(*end) for end in ends])
 
-    act = evaluate.acting(actor, evaluate.policy_params(world, agent))
-    outcome.conclude(run, write, lambda: outcome.render(run, act))
+    first = evaluate.policy_params(worlds[0], of_seeds(agents)[0])
+    outcome.conclude(run, write, lambda: outcome.render(run, evaluate.acting(actor, first)))
+
+
+def _check_seeds(config: ConfigDict) -> None:
+    if not 1 <= config.num_seeds <= 2**31 - config.seed:
+        raise InputError(f"num_seeds is {config.num_seeds}; it must be >= 1")
+    if config.num_seeds > 1 and not config.data.on_device:
+        raise InputError("num_seeds above 1 needs data.on_device: streamed data is of one seed")
 
 
 def _arrays(
@@ -108,10 +144,11 @@ def _arrays(
 ) -> tuple[learner.TrainingData, TrajectoryArrays]:
     """What training sees and what it does not, as arrays; unlabelled ones without actions."""
     chosen = Split(*([trajectories[i] for i in part] for part in parts))
-    labelled = stack(chosen.labelled, actions=True, multiple_of=devices)
-    unlabelled = None
+    longest = max(trajectory.length for trajectory in trajectories)  # seeds share one shape
+    fit = functools.partial(stack, multiple_of=devices, steps=longest)
+    labelled, unlabelled = fit(chosen.labelled, actions=True), None
     if program.learner.unlabelled_rows:
-        unlabelled = stack(chosen.unlabelled, actions=False, multiple_of=devices)
+        unlabelled = fit(chosen.unlabelled, actions=False)
         check_window(unlabelled, program.learner.window)
     check_window(labelled, program.learner.window)
     return learner.TrainingData(labelled, unlabelled), stack(chosen.heldout, actions=True)

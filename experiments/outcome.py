@@ -2,14 +2,14 @@
 
 import json
 import os
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from ml_collections import ConfigDict
 
 from experiments import launch
+from experiments.report import student_interval
 from experiments.summary import summary
 from experiments.training import Session
 from lawm_jax import plots, runner
@@ -25,13 +25,13 @@ from lawm_jax.metrics import read_metrics
 FRAMES_PER_SECOND = 20  # of the video
 
 
-def simulator(config: ConfigDict, episodes: int, step: int) -> ControlSuite:
+def simulator(task: str, seed: int, episodes: int, step: int) -> ControlSuite:
     """Fresh environments, with a seed of their own for every evaluation of a run.
 
-    step: of the agent that is evaluated.
+    seed, step: of the agent that is evaluated.
     """
-    seed = int(np.random.SeedSequence([config.seed, step]).generate_state(1)[0] >> 1)
-    return ControlSuite(config.task, episodes, seed=seed)
+    seed = int(np.random.SeedSequence([seed, step]).generate_state(1)[0] >> 1)
+    return ControlSuite(task, episodes, seed=seed)
 
 
 def conclude(run: launch.Run, write: Callable[[], None], video: Callable[[], None]) -> None:
@@ -52,24 +52,37 @@ def conclude(run: launch.Run, write: Callable[[], None], video: Callable[[], Non
     runner.all_or_none(work)
 
 
+class Seed(NamedTuple):
+    """One seed of a run at its end."""
+
+    seed: int
+    parts: Split
+    final: Evaluation
+    errors: dict[str, float]  # of the models on held-out trajectories
+
+
 def report(
-    run: launch.Run,
-    session: Session,
-    dataset: Dataset,
-    parts: Split,
-    final: Evaluation,
-    errors: dict[str, float],
+    run: launch.Run, session: Session, dataset: Dataset, seeds: Sequence[Seed]
 ) -> None:
     """Writes plots, then results.json, whose presence marks the run as finished.
 
-    errors: of the models at the end; they join the last metrics that were logged.
+    Figures of several seeds are means over them, and the interval of the return is over seeds; each
+    seed's own are under "seeds". `errors` join the last metrics that were logged.
     """
     records = read_metrics(run.workdir)
     statistics = return_statistics(dataset.trajectories)
-    evaluation = final.summary()
+    each = [
+        {"seed": one.seed, "evaluation": one.final.summary(), "metrics": one.errors}
+        for one in seeds
+    ]
+    evaluation = mean_of([one["evaluation"] for one in each])
+    if len(each) > 1:
+        means = [one["evaluation"]["return_mean"] for one in each]
+        evaluation["return_ci95"] = student_interval(means)
     last: dict[str, Any] = {}
     for record in records:
         last |= {name: x for name, x in record.items() if name not in ("step", "phase")}
+    parts = seeds[0].parts
     results = {
         "dataset": {
             "name": dataset.name,
@@ -80,14 +93,23 @@ def report(
             "return_statistics": statistics,
         },
         "evaluation": evaluation,
-        "metrics": last | errors,
+        "metrics": last | mean_of([one.errors for one in seeds]),
     }
+    if len(each) > 1:
+        results["seeds"] = each
     directory = run.workdir / "plots"
     directory.mkdir(exist_ok=True)
     returns = [t.episode_return for t in dataset.trajectories]
     plots.learning_curve(directory / "learning_curve.png", records, statistics)
     plots.return_histogram(directory / "returns.png", returns, evaluation["return_mean"])
     finish(run, session, results)
+
+
+def mean_of(seeds: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """Each metric's mean over seeds."""
+    if len(seeds) == 1:
+        return dict(seeds[0])
+    return {name: float(np.mean([one[name] for one in seeds])) for name in seeds[0]}
 
 
 def finish(run: launch.Run, session: Session, results: dict[str, Any]) -> None:
@@ -100,6 +122,7 @@ def finish(run: launch.Run, session: Session, results: dict[str, Any]) -> None:
         "device": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
         "wall_clock_seconds": session.seconds,
         "compile_seconds": session.compile_seconds,
+        "aside_seconds": session.aside_seconds,
     }
     results = about | results | {"state_digest": state_digest(session.state)}
     part = run.workdir / "results.json.part"

@@ -34,7 +34,7 @@ def mean_and_interval(results: list[dict[str, Any]]) -> tuple[float, float]:
     means = [result["evaluation"]["return_mean"] for result in results]
     if len(means) == 1:
         return means[0], results[0]["evaluation"]["return_ci95"]
-    return float(np.mean(means)), _student(means)
+    return float(np.mean(means)), student_interval(means)
 
 
 def difference(a: list[dict[str, Any]], b: list[dict[str, Any]]) -> tuple[float, float] | None:
@@ -52,11 +52,11 @@ def difference(a: list[dict[str, Any]], b: list[dict[str, Any]]) -> tuple[float,
              for g, (x, y) in zip(gains, pairs, strict=True)),
             None,
         )
-    return float(np.mean(gains)), _student(gains)
+    return float(np.mean(gains)), student_interval(gains)
 
 
-def _student(values: list[float]) -> float:
-    """Half-width of the 95% interval of a mean."""
+def student_interval(values: list[float]) -> float:
+    """Half-width of the 95% interval of a mean over seeds (Student's t)."""
     error = float(np.std(values, ddof=1)) / len(values) ** 0.5
     return STUDENT[min(len(values), 10) - 2] * error
 
@@ -69,8 +69,8 @@ def file_name(result: dict[str, Any]) -> str:
     return f"{dataset}_{config['method']}_{labels}_seed{result['seed']}.json"
 
 
-def add(directory: Path, workdir: Path) -> Path:
-    """Copies a finished run's results.json into the directory of raw results.
+def add(directory: Path, workdir: Path) -> list[Path]:
+    """Copies a finished run's results.json into the directory of raw results, a file a seed.
 
     Raises:
       InputError: the run is not finished or no run of the main job, or the directory holds the
@@ -82,14 +82,30 @@ def add(directory: Path, workdir: Path) -> Path:
     result = json.loads(source.read_text())
     if "evaluation" not in result:
         raise InputError(f"{source} is not the result of a policy that was evaluated")
-    target = directory / file_name(result)
-    if target.exists() and json.loads(target.read_text())["config"] != result["config"]:
-        raise InputError(
-            f"{target} holds the result of another configuration; use another directory"
-        )
+    ones = of_seeds(result)
+    targets = [directory / file_name(one) for one in ones]
+    for target, one in zip(targets, ones, strict=True):
+        if target.exists() and json.loads(target.read_text())["config"] != one["config"]:
+            raise InputError(
+                f"{target} holds the result of another configuration; use another directory"
+            )
     directory.mkdir(parents=True, exist_ok=True)
-    target.write_text(json.dumps(result, indent=1) + "\n")
-    return target
+    for target, one in zip(targets, ones, strict=True):
+        target.write_text(json.dumps(one, indent=1) + "\n")
+    return targets
+
+
+def of_seeds(result: dict[str, Any]) -> list[dict[str, Any]]:
+    """A result for each seed of a run whose seeds learned side by side (num_seeds)."""
+    shared = {name: value for name, value in result.items() if name != "seeds"}
+    return [
+        shared | {
+            "seed": one["seed"],
+            "evaluation": one["evaluation"],
+            "metrics": result["metrics"] | one["metrics"],
+        }
+        for one in result.get("seeds", [result])
+    ]
 
 
 Cells = dict[tuple[str, str, str], dict[str, list[dict[str, Any]]]]
@@ -198,7 +214,8 @@ def main() -> None:
     arguments = parser.parse_args()
     try:
         if arguments.add:
-            print(f"added {add(arguments.directory, arguments.add)}")
+            for path in add(arguments.directory, arguments.add):
+                print(f"added {path}")
         elif arguments.plot:
             plot(arguments.directory, arguments.plot)
         else:

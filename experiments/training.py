@@ -25,7 +25,8 @@ class Session:
 
     Attributes:
       state: dict of train states, one a phase, each with a `step`.
-      seconds: wall-clock of the run so far, over all its starts; `compile_seconds` likewise.
+      seconds: wall-clock of the run so far, over all its starts; `compile_seconds` likewise, and
+        `aside_seconds`, what evaluations and checkpoints took of it.
     """
 
     def __init__(self, run: Run, state: dict[str, PyTree], fingerprint: str) -> None:
@@ -48,9 +49,10 @@ class Session:
         self.state = restored.state if restored else state
         self.logger = MetricLogger(run.workdir, extra.get("position")) if self._main else None
         self.compile_seconds = extra.get("compile_seconds", 0.0)
+        self.aside_seconds = extra.get("aside_seconds", 0.0)
         self._seconds_before, self._started = extra.get("seconds", 0.0), time.monotonic()
         if restored:
-            steps = (f"{phase} {int(self.state[phase].step)}" for phase in state)
+            steps = (f"{phase} {runner.step_of(self.state[phase])}" for phase in state)
             if self._main:
                 print(f"continuing from {', '.join(steps)}", flush=True)
 
@@ -61,12 +63,13 @@ class Session:
 
     def save(self) -> None:
         """Writes a checkpoint of everything, named by the sum of the phases' steps."""
-        step = sum(int(state.step) for state in self.state.values())
+        step = sum(map(runner.step_of, self.state.values()))
         self._checkpoints.save(step, self.state, {
             "fingerprint": self._fingerprint,
             "position": self.logger.position() if self.logger else None,
             "seconds": self.seconds,
             "compile_seconds": self.compile_seconds,
+            "aside_seconds": self.aside_seconds,
         })
 
     def close(self) -> None:
@@ -102,7 +105,7 @@ class Session:
           TrainingError: a metric is NaN or infinite.
         """
         settings: ConfigDict = self._run.config[schedule]
-        step = int(self.state[phase].step)
+        step = runner.step_of(self.state[phase])
         progress = Progress(phase, total, step)
         pending: tuple[int, PyTree] | None = None
         batches = sharded(step) if callable(sharded) else itertools.repeat(sharded)
@@ -130,14 +133,16 @@ class Session:
             self.state[phase], pending, step = state, (step, metrics), step + count
             done = step == total
             due = lambda every, step=step, done=done: done or step % every == 0
-            if due(settings.evaluate_every):
-                flush()
-                runner.all_or_none(functools.partial(self._evaluate, phase, evaluate, step))
-            saving = due(settings.checkpoint_every)
+            evaluating, saving = due(settings.evaluate_every), due(settings.checkpoint_every)
             stopping = self._stopping(saving)
+            if evaluating or saving or stopping:
+                flush()  # which waits for the device
+            before = time.monotonic()
+            if evaluating:
+                runner.all_or_none(functools.partial(self._evaluate, phase, evaluate, step))
             if saving or stopping:
-                flush()
                 self.save()
+            self.aside_seconds += time.monotonic() - before
             if stopping:
                 raise Stopped
         if self._run.profile and 0 < step - progress.first <= settings.steps_per_call:

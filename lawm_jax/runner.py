@@ -160,6 +160,28 @@ def local(tree: PyTree) -> PyTree:
     return jax.tree.map(lambda x: x.addressable_data(0), tree)
 
 
+def join_seeds(trees: Sequence[PyTree], axis: int = 0) -> PyTree:
+    """Trees of several seeds as one, on the host; axis 1 for what is sharded.
+
+    One alone stays as it is.
+    """
+    if len(trees) == 1:
+        return trees[0]
+    return jax.tree.map(lambda *leaves: np.stack(leaves, axis), *trees)
+
+
+def split_seeds(tree: PyTree, seeds: int) -> list[PyTree]:
+    """The tree of each seed, from one that `join_seeds` made along axis 0."""
+    if seeds == 1:
+        return [tree]
+    return [jax.tree.map(lambda x, i=i: x[i], tree) for i in range(seeds)]
+
+
+def step_of(state: PyTree) -> int:
+    """How many steps a train state, of one seed or several, has been trained."""
+    return int(np.max(np.asarray(state.step)))
+
+
 def rows_per_device(rows: int, mesh: Mesh, name: str) -> int:
     """The share of a global batch size that each device works on.
 
@@ -198,12 +220,13 @@ def data_parallel(
       step: (state, shared, local) -> (state, metrics). It must leave state and metrics equal on all
         devices, by `lax.pmean` or `lax.psum` over AXIS.
       mesh: from `make_mesh`.
-      many_seeds: states and shared inputs have a leading axis of seeds, which learn side by side
-        from the same sharded data; metrics are [steps, seeds]. Small models fill a device so.
+      many_seeds: states and shared inputs have a leading axis of seeds, which learn side by side;
+        of sharded data the seeds are the second axis (`join_seeds`), and metrics are
+        [steps, seeds]. Small models fill a device so. Not to be combined with `streamed`.
       streamed: the sharded input is not the data that every step draws from but what each step
         gets, [steps, rows, ...] with the rows divided among the devices (`data.stream.batches`).
       convolves: the step has convolutions, which XLA runs 30 times slower inside a loop on a CPU:
-        there every step is a dispatch of its own. Not to be combined with `streamed`.
+        there every step is a dispatch of its own.
 
     Returns:
       run(state, shared, sharded, steps) -> (state, metrics of every step, leading axis [steps]).
@@ -211,10 +234,10 @@ def data_parallel(
     """
 
     if many_seeds:
-        step = jax.vmap(step, in_axes=(0, 0, None))
+        step = jax.vmap(step, in_axes=(0, 0, 1))
 
     if convolves and mesh.devices.flat[0].platform == "cpu":
-        return _step_by_step(step, mesh)
+        return _step_by_step(step, mesh, streamed)
 
     def run(state: PyTree, shared: PyTree, sharded: PyTree, steps: int) -> tuple[PyTree, PyTree]:
         def scanned(state: PyTree, shared: PyTree, local: PyTree) -> tuple[PyTree, PyTree]:
@@ -232,19 +255,21 @@ def data_parallel(
 
 
 def _step_by_step(
-    step: Callable[[PyTree, PyTree, PyTree], tuple[PyTree, PyTree]], mesh: Mesh
+    step: Callable[[PyTree, PyTree, PyTree], tuple[PyTree, PyTree]], mesh: Mesh, streamed: bool
 ) -> Callable[[PyTree, PyTree, PyTree, int], tuple[PyTree, PyTree]]:
     """What `data_parallel` returns, with the loop over steps on the host."""
     mapped = jax.shard_map(
         step, mesh=mesh, in_specs=(P(), P(), P(AXIS)), out_specs=(P(), P()), check_vma=False
     )
     dispatch = jax.jit(mapped, donate_argnums=0)
+    pick = jax.jit(lambda tree, i: jax.tree.map(lambda x: x[i], tree))
     stack = jax.jit(lambda *metrics: jax.tree.map(lambda *x: jax.numpy.stack(x), *metrics))
 
     def run(state: PyTree, shared: PyTree, sharded: PyTree, steps: int) -> tuple[PyTree, PyTree]:
         metrics = []
-        for _ in range(steps):
-            state, measured = dispatch(state, shared, sharded)
+        for i in range(steps):
+            drawn = pick(sharded, i) if streamed else sharded
+            state, measured = dispatch(state, shared, drawn)
             metrics.append(measured)
         return state, stack(*metrics)
 

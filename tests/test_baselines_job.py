@@ -168,15 +168,15 @@ def test_methods_share_the_split(monkeypatch, seed):
     found = []
     for method, oracle in (("lawm", "c_lap"), ("idm_td3_bc", "td3_bc"), ("td3_bc", None)):
         config = get_config("walker_walk,tiny")
-        config.method, config.seed = method, seed
-        found.append(split_dataset(config, trajectories, oracle))
+        config.method = method
+        found.append(split_dataset(config, trajectories, seed, oracle))
     for other in found[1:]:
         for mine, theirs in zip(found[0], other, strict=True):
             np.testing.assert_array_equal(mine, theirs)
     config.data.label_fraction = 1.0
-    assert not len(split_dataset(config, trajectories, None).unlabelled)
+    assert not len(split_dataset(config, trajectories, seed, None).unlabelled)
     with pytest.raises(InputError, match="leaves no trajectory without labels .* td3_bc, the orac"):
-        split_dataset(config, trajectories, "td3_bc")
+        split_dataset(config, trajectories, seed, "td3_bc")
 
 
 # ---- every config

@@ -22,7 +22,7 @@ import numpy as np
 import pytest
 
 from configs.dmc import DATASETS, PRESETS, get_config
-from experiments import launch
+from experiments import launch, report
 from experiments.lawm import main
 from lawm_jax import runner
 from lawm_jax.data.shards import read_dataset, write_dataset
@@ -190,6 +190,26 @@ def test_two_hosts_do_one_job(place, finished):
     assert (code, other_code) == (2, 2)
     assert "belongs to another run" in error
     assert "another process of this run failed" in other_error
+
+
+def test_seeds_side_by_side(place, finished):
+    """Each has results of its own, and the run's are their means."""
+    code, _, error = finish(start(
+        place, "seeds", "--config.num_seeds=2", "--config.world_model.steps=20",
+        "--config.agent.steps=20",
+    ))  # fmt: skip
+    assert code == 0, error
+    results = read_results(place / "seeds")
+    assert [one["seed"] for one in results["seeds"]] == [0, 1]
+    first, second = (one["evaluation"]["return_mean"] for one in results["seeds"])
+    assert first != second
+    assert results["evaluation"]["return_mean"] == pytest.approx((first + second) / 2)
+    spread = abs(first - second) / 2  # the standard error; 12.706 is Student's t for two
+    assert results["evaluation"]["return_ci95"] == pytest.approx(12.706 * spread, rel=1e-6)
+    added = report.add(place / "raw", place / "seeds")
+    assert [path.stem[-5:] for path in added] == ["seed0", "seed1"]
+    one = json.loads(added[1].read_text())
+    assert (one["seed"], one["evaluation"]["return_mean"]) == (1, second)
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_checkpoint(place, finished):

@@ -105,16 +105,20 @@ def test_nothing_is_compiled_after_the_first_dispatch(trajectories):
 def test_seeds_side_by_side_learn_as_each_alone(trajectories):
     mesh = runner.make_mesh(jax.devices()[:1])
     model, optimiser = make_model(), learner.make_optimiser(CONFIG)
-    data = make_data(trajectories)
-    normaliser = learner.fit_normaliser(data)
+    first = make_data(trajectories)
+    second = jax.tree.map(lambda x: x[::-1], first)  # each seed has data of its own
+    data = [first, second]
     step = learner.make_step(model, make_elbo(), CONFIG, optimiser, 1)
-    states = [learner.init(model, optimiser, normaliser, seed) for seed in (3, 4)]
+    states = [
+        learner.init(model, optimiser, learner.fit_normaliser(its), seed)
+        for seed, its in zip((3, 4), data, strict=True)
+    ]
     run = runner.data_parallel(step, mesh)
-    alone = lambda state: jax.device_get(run(jax.tree.map(np.copy, state), None, data, steps=2))
-    expected = [alone(state) for state in states]
+    alone = lambda state, its: jax.device_get(run(jax.tree.map(np.copy, state), None, its, steps=2))
+    expected = [alone(state, its) for state, its in zip(states, data, strict=True)]
     together = runner.data_parallel(step, mesh, many_seeds=True)
-    stacked = jax.tree.map(lambda *x: np.stack(x), *states)
-    state, metrics = jax.device_get(together(stacked, None, data, steps=2))
+    stacked = runner.join_seeds(states)
+    state, metrics = jax.device_get(together(stacked, None, runner.join_seeds(data, 1), steps=2))
     close = functools.partial(np.testing.assert_allclose, rtol=2e-4, atol=2e-5)
     for i, (one, its_metrics) in enumerate(expected):
         jax.tree.map(lambda x, y, i=i: close(x[i], y), state, one)

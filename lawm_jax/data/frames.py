@@ -4,6 +4,7 @@ An episode of T actions is T + 1 rows, episodes one after another. The window of
 (o_{t-1}, o_t, o_{t+1}, a_t): it exists where all three frames are of one episode.
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -95,6 +96,22 @@ def windows_at(frames: FrameArrays | FrameShards, steps: jax.Array | np.ndarray)
     return FrameWindows(
         observation[steps - 1], observation[steps], observation[steps + 1], frames.action[steps]
     )
+
+
+def stream_windows(
+    frames: FrameArrays, seed: int, rows: range, total: int
+) -> Callable[[int], FrameWindows]:
+    """step -> the windows of these rows of that step's batch of `total`, drawn on the host.
+
+    Each is uniform over all windows, as `sample_windows` draws them from a device's part.
+    """
+    steps = window_steps(frames.episode)
+
+    def draw(step: int) -> FrameWindows:
+        chosen = np.random.default_rng([seed, step]).integers(len(steps), size=total)
+        return windows_at(frames, steps[chosen[rows.start : rows.stop]])
+
+    return draw
 
 
 def draw_steps(frames: FrameArrays, count: int, seed: int) -> np.ndarray:

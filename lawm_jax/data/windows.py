@@ -86,14 +86,15 @@ def split(has_action: Sequence[bool], label_fraction: float, heldout_fraction: f
 
 
 def stack(trajectories: Sequence[Trajectory], *, actions: bool, multiple_of: int = 1,
-          ) -> TrajectoryArrays:
+          steps: int = 0) -> TrajectoryArrays:
     """Pads trajectories to one length and puts them into arrays, without actions if told so.
 
-    The count is filled up to a multiple of `multiple_of` (devices) by repeating trajectories.
+    The length is the longest one's, or `steps` if that is more. The count is filled up to a
+    multiple of `multiple_of` (devices) by repeating trajectories.
     """
     count = -len(trajectories) % multiple_of
     filled = [*trajectories, *(trajectories[i % len(trajectories)] for i in range(count))]
-    longest = max(t.length for t in filled)
+    longest = max(steps, *(t.length for t in filled))
 
     def pad(x: np.ndarray, length: int) -> np.ndarray:
         return np.pad(x, [(0, length - len(x))] + [(0, 0)] * (x.ndim - 1))

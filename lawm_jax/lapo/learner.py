@@ -148,10 +148,16 @@ def latent_action_loss(
 
 
 def draw(
-    state: Any, shard: FrameShards, rows: int, shift: int
+    state: Any, data: FrameShards | FrameWindows, rows: int, shift: int
 ) -> tuple[FrameWindows, FrameWindows]:
-    """This device's windows of a train state's step, as they are and randomly translated."""
-    windows = sample_windows(shard, row_keys(state.seed, state.step, WINDOWS, rows))
+    """This device's windows of a train state's step, as they are and randomly translated.
+
+    data: what to draw from; or, where data are streamed, the step's windows themselves.
+    """
+    if isinstance(data, FrameWindows):
+        windows = data
+    else:
+        windows = sample_windows(data, row_keys(state.seed, state.step, WINDOWS, rows))
     keys = row_keys(state.seed, state.step, SHIFTS, rows)
     return windows, shift_windows(windows, keys, shift)
 
