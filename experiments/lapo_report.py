@@ -1,7 +1,7 @@
 """What a finished LAPO run leaves: results.json, plots, a video."""
 
 import contextlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -35,6 +35,7 @@ MODEL = {
     "copy_last_frame_error": "heldout_copy_last_frame_error",
     "codebook_perplexity": "heldout_codebook_perplexity",
 }
+CURVES = {"online": "online_decoding", "scratch": "scratch"}  # phase -> results.json's name
 
 
 def report(job: Job, data: Frames) -> None:
@@ -72,6 +73,9 @@ def report(job: Job, data: Frames) -> None:
     ]
     if decoding:
         results["offline_decoding"] = decoding
+    for phase, key in CURVES.items():
+        if phase in phases:
+            results[key] = _online_curve(job, phase, normalised)
     _draw_curves(job, results)
     outcome.finish(job.run, job.session, results)
 
@@ -97,21 +101,37 @@ def _normalised(metrics: Metrics, random: float, behaviour: float) -> Metrics:
     return result
 
 
+def _online_curve(
+    job: Job, phase: str, normalised: Callable[[Metrics], Metrics]
+) -> list[Metrics]:
+    """What the policy of a phase earned when it was played, after so many frames of training."""
+    per_update = getattr(job.program, phase).ppo.rollout_frames
+    return [
+        {"frames": record["step"] * per_update, **normalised(record)}
+        for record in read_metrics(job.run.workdir)
+        if record["phase"] == phase and "return_mean" in record
+    ]
+
+
 def _draw_curves(job: Job, results: Mapping[str, Any]) -> None:
     directory, records = job.run.workdir / "plots", read_metrics(job.run.workdir)
     for phase in job.session.state:
         if not phase.startswith("decoder_"):
             plots.losses(directory / f"{phase}_losses.png", records, phase)
-    lines = {
+    references = {
         "random": results["random_policy"]["return_mean"],
         "data policy": results["data_policy"]["return_mean"],
     }
+    lines = dict(references)
     if "behaviour_cloning" in results:
         lines["cloning, all labels"] = results["behaviour_cloning"]["return_mean"]
     if "offline_decoding" in results:
         plots.decoding_curve(
             directory / "offline_decoding.png", results["offline_decoding"], lines
         )
+    names = {"online_decoding": "online decoding", "scratch": "PPO from scratch"}
+    if curves := {name: results[key] for key, name in names.items() if key in results}:
+        plots.online_curves(directory / "online_decoding.png", curves, references)
 
 
 def _draw_predictions(job: Job) -> None:

@@ -85,6 +85,7 @@ class Session:
         evaluate: Callable[[PyTree], Mapping[str, Any]],
         shown: tuple[str, ...],
         schedule: str = "run",
+        anywhere: bool = True,
     ) -> None:
         """Trains self.state[phase] up to step `total`, from wherever it stands.
 
@@ -96,9 +97,11 @@ class Session:
             end, by the main process alone; its metrics are logged.
           shown: names of the metrics that the progress line shows.
           schedule: the config's section with steps_per_call, checkpoint_every, evaluate_every.
+          anywhere: training can be continued from any step. Otherwise only from multiples of
+            checkpoint_every, and what a signal stops in between is done again.
 
         Raises:
-          Stopped: a signal asked for it; the state has been saved.
+          Stopped: a signal asked for it; the state has been saved, unless `anywhere` forbade it.
           TrainingError: a metric is NaN or infinite.
         """
         settings: ConfigDict = self._run.config[schedule]
@@ -135,7 +138,7 @@ class Session:
                 runner.all_or_none(functools.partial(self._evaluate, phase, evaluate, step))
             saving = due(settings.checkpoint_every)
             stopping = self._stopping(saving)
-            if saving or stopping:
+            if saving or (stopping and anywhere):
                 flush()
                 self.save()
             if stopping:

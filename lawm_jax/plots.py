@@ -103,16 +103,46 @@ def decoding_curve(
     decoding: records with "labels", "return_mean" and "return_ci95".
     lines: name -> return of what they are compared with, drawn as horizontal lines.
     """
-    column = lambda name: [record[name] for record in decoding]
-    with _figure(path, "labelled transitions", "episode return", width=7.5) as axes:
-        axes.errorbar(
-            column("labels"), column("return_mean"), column("return_ci95"), color=BLUE, marker="o",
-            markersize=4, elinewidth=1, label="decoded latent policy",
-        )
+    with _return_curves(
+        path, "labels", "labelled transitions", {"decoded latent policy": decoding}, lines
+    ) as axes:
+        axes.set_xscale("log", base=2)
+
+
+def online_curves(
+    path: epath.PathLike,
+    curves: Mapping[str, Sequence[Mapping[str, float]]],
+    lines: Mapping[str, float],
+) -> None:
+    """Draws the return of policies against the frames that they were trained on.
+
+    curves: name -> records with "frames", "return_mean" and "return_ci95".
+    lines: as for `decoding_curve`.
+    """
+    with _return_curves(path, "frames", "frames", curves, lines) as axes:
+        axes.set_xlim(left=0)
+
+
+@contextlib.contextmanager
+def _return_curves(
+    path: epath.PathLike,
+    key: str,
+    x_label: str,
+    curves: Mapping[str, Sequence[Mapping[str, float]]],
+    lines: Mapping[str, float],
+) -> Iterator["Axes"]:
+    """Returns with intervals against record[key], and lines for references."""
+    with _figure(path, x_label, "episode return", width=7.5) as axes:
+        for (name, records), colour in zip(curves.items(), (BLUE, ORANGE, GREEN), strict=False):
+            column = lambda name, records=records: [record[name] for record in records]
+            axes.errorbar(
+                column(key), column("return_mean"), column("return_ci95"), color=colour,
+                marker="o", markersize=4, elinewidth=1, label=name,
+            )
         for (label, value), style in zip(lines.items(), ("-", "--", ":"), strict=False):
             axes.axhline(value, color=GREY, linestyle=style, label=label)
-        axes.set_xscale("log", base=2)
         axes.legend(frameon=False, loc="upper left", bbox_to_anchor=(1.0, 1.0))
+        yield axes
 
 
 def frame_table(

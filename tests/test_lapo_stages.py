@@ -188,12 +188,15 @@ def test_gathered_transitions_are_of_one_episode(trained):
     rng = np.random.default_rng(0)
     observation = rng.integers(0, 256, (2, 7, *SHAPE)).astype(np.uint8)
     action = np.arange(12).reshape(2, 6).astype(np.int32)
-    done, weight = np.zeros((2, 6), bool), np.ones((2, 6), np.float32)
-    done[0, 2], weight[0, 3] = True, 0  # frame 3 is terminal, its action ignored, frame 4 the reset
+    weight = np.ones((2, 6), np.float32)
+    weight[0, 3] = 0  # frame 3 is terminal, its action ignored, frame 4 the reset
     params = {"idm": trained[0].params["idm"]}
     size = MODEL.idm.vq.latent_size
-    gather = lambda latents: decode.gather(
-        MODEL, params, latents, observation, action, done, weight)
+    frames = decode.episodes_of(observation, action, np.zeros((2, 6)), weight)
+    steps = window_steps(frames.episode)
+    z = evaluate.latents(MODEL, params, frames, steps)
+    gather = lambda latents: decode.append(
+        latents, np.pad(z, ((0, 3), (0, 0))), np.pad(frames.action[steps], (0, 3)), len(steps))
     once = gather(decode.empty_latents(20, size))
     kept = [1, 2, 5, 7, 8, 9, 10, 11]
     assert once.count == len(kept)
