@@ -14,6 +14,7 @@ from experiments.lapo_job import (
     LEVELS,
     Job,
     Metrics,
+    classes,
     cloning_actor,
     decoded_actor,
     describe,
@@ -23,8 +24,8 @@ from experiments.lapo_job import (
 )
 from lawm_jax import plots, runner
 from lawm_jax.envs.evaluation import return_summary
-from lawm_jax.envs.procgen import FRAME, Procgen
-from lawm_jax.lapo import evaluate, learner, play
+from lawm_jax.envs.procgen import FRAME, NUM_ACTIONS, Procgen
+from lawm_jax.lapo import embed, evaluate, learner, play
 from lawm_jax.metrics import read_metrics
 
 # results.json's name -> that of the metric of stage 1
@@ -64,6 +65,7 @@ def report(job: Job, data: Frames) -> None:
         )
         phases["untrained_idm"] = probe(job, *describe(job, fresh))
         _draw_predictions(job)
+        _draw_latents(job)
     if "cloning" in phases:
         results["behaviour_cloning"] = normalised(phases["cloning"])
     decoding = [
@@ -144,6 +146,21 @@ def _draw_predictions(job: Job) -> None:
         "next": job.test.observation[steps + 1],
         "predicted": evaluate.predicted_frames(model, state, job.test, steps),
     })
+
+
+def _draw_latents(job: Job) -> None:
+    """Latents of held-out windows in the plane, before and after the bottleneck, by true action."""
+    model, state = job.program.model, runner.local(job.session.state["latent_action"])
+    seen = evaluate.describe(model, state, job.test, job.unseen)
+    latents = {"continuous": seen.z}
+    if model.idm.vq.enabled:
+        latents["quantised"] = seen.quantised
+    panels = {}
+    for name, z in latents.items():
+        points, method = embed.plane(z, job.run.config.seed)
+        panels[f"{name} latents, {method}"] = points
+    action = np.asarray(classes(job) or range(NUM_ACTIONS))[seen.action]
+    plots.coloured_points(job.run.workdir / "plots" / "latents.png", panels, action)
 
 
 def video(job: Job) -> None:

@@ -165,6 +165,35 @@ def frame_table(
     _write(figure, path)
 
 
+def coloured_points(
+    path: epath.PathLike, panels: Mapping[str, np.ndarray], labels: np.ndarray
+) -> None:
+    """Draws points in a panel each, coloured by label.
+
+    panels: title -> [M, 2]; labels: [M] integers, which the legend shows.
+    """
+    from matplotlib import colormaps
+
+    figure = _new_figure(4.2 * len(panels) + 1.0, 4.0)
+    axes_row = figure.subplots(1, len(panels), squeeze=False)[0]
+    values = np.unique(labels)
+    colour_of = colormaps["tab20"]
+    for axes, (title, points) in zip(axes_row, panels.items(), strict=True):
+        for i, value in enumerate(values):
+            chosen = points[labels == value]
+            axes.scatter(
+                chosen[:, 0], chosen[:, 1], s=4, color=colour_of(i % 20), label=str(value),
+                linewidths=0,
+            )
+        axes.set_title(title, fontsize=10)
+        axes.set_xticks([])
+        axes.set_yticks([])
+    axes_row[-1].legend(
+        frameon=False, loc="upper left", bbox_to_anchor=(1.0, 1.0), markerscale=3, title="action"
+    )
+    _write(figure, path)
+
+
 def return_bars(
     path: epath.PathLike, panels: Mapping[str, Mapping[str, Mapping[str, tuple[float, float]]]]
 ) -> None:

@@ -95,7 +95,7 @@ def test_a_run_leaves_its_results(place, finished):
     assert "supervised_idm_accuracy" in results["metrics"]["supervised_idm"]
     assert re.fullmatch("[0-9a-f]{64}", results["state_digest"])
     losses = (f"{x}_losses" for x in (*OFFLINE[:-1], *ONLINE))
-    for plot in ("offline_decoding", "online_decoding", "predictions", *losses):
+    for plot in ("offline_decoding", "online_decoding", "predictions", "latents", *losses):
         assert (workdir / "plots" / f"{plot}.png").stat().st_size > 1000
     assert (workdir / "policy.mp4").stat().st_size > 1000
     assert "decoder, 16 labels" in output and "PPO from scratch, 512 frames" in output

@@ -10,7 +10,7 @@ from lapo_small import MOVES, PATCHES, SIDE, TRAINING, make_model, moving_dots
 
 from lawm_jax import runner
 from lawm_jax.data.frames import draw_steps, shard_frames, window_steps, windows_at
-from lawm_jax.lapo import decode, evaluate, imitation, learner
+from lawm_jax.lapo import decode, embed, evaluate, imitation, learner
 from lawm_jax.lapo.decode import Decoder, DecoderConfig, Latents
 from lawm_jax.lapo.vq import VQConfig
 from lawm_jax.vision import FrameNetwork
@@ -216,3 +216,15 @@ def test_choosing_follows_the_logits():
     sharp = np.mean(decode.choose(logits, jax.random.key(0), temperature=0.5))
     np.testing.assert_allclose(sharp, 16 / 17, atol=0.03)
     assert decode.choose(logits[:1], jax.random.key(0), temperature=0.0)[0] == 1
+
+
+def test_latents_in_the_plane_keep_their_clusters():
+    rng = np.random.default_rng(0)
+    label = np.arange(60) % 2
+    z = rng.standard_normal((60, 5)) + 20 * label[:, None]
+    points, method = embed.plane(z, 0)
+    assert points.shape == (60, 2) and method in ("PCA", "UMAP")
+    np.testing.assert_array_equal(points, embed.plane(z, 0)[0])
+    centres = np.stack([points[label == i].mean(0) for i in (0, 1)])
+    nearest = np.linalg.norm(points[:, None] - centres, axis=-1).argmin(1)
+    assert (nearest == label).all()
