@@ -6,8 +6,9 @@ GAME is one of the 16 below, PRESET one of
 
   published  the paper's settings (the default): 50,000 + 60,000 steps of networks of 4M to 8M
              parameters and 4M frames online; for an accelerator
-  small      2 CPU cores, about an hour for all stages: networks on 8 x 8 patches; a forward error
-             relative to copying the last frame, normalised latents and codes that fit them
+  small      2 CPU cores, meant to take about an hour for all stages (not measured with online and
+             scratch yet): networks on 8 x 8 patches; a forward error relative to copying the last
+             frame, normalised latents and codes that fit them
   tiny       under two minutes: does every stage once, learns nothing; for tests
 """
 
@@ -40,8 +41,8 @@ def get_config(arg: str = "bigfish") -> Config:
     config.task = game
     config.preset = preset
     config.seed = 0
-    # what to run; latent_policy needs latent_action, decoder both of them
-    config.stages = "latent_action,latent_policy,cloning,supervised_idm,decoder"
+    # what to run; latent_policy needs latent_action, decoder and online both of them
+    config.stages = "latent_action,latent_policy,cloning,supervised_idm,decoder,online,scratch"
     config.data = _data()
     config.dtype = "float32"  # of the networks' computation: float32 | bfloat16
     config.idm = _encoder()
@@ -60,6 +61,7 @@ def get_config(arg: str = "bigfish") -> Config:
     config.scratch = _ppo(5e-4, trunk=ALWAYS, fc=ALWAYS, policy=ALWAYS, value=ALWAYS)
     config.evaluation = _evaluation(game)
     config.run = _run()
+    config.online_run = _online_run()
     if preset != "published":
         _small(config)
     if preset == "tiny":
@@ -177,9 +179,12 @@ def _online() -> Config:
         policy=((35_000.0, 0.0), (50_000.0, 0.25), end),
         value=((25_000.0, 0.0), (50_000.0, 0.25), end),
     )
-    online.supervised = True  # False: the ablation "RL, no-SL"
-    # the supervised head is trained from scratch between two frame counts, at every update up to a
-    # third and at every so-manieth from there
+    # False: the ablation "RL, no-SL"; with vq.enabled=False besides, the one without both
+    online.supervised = True
+    # transitions that the decoder learns from, the first ones; 4 bytes x books x codes x size each
+    online.supervised_capacity = 400_000
+    # the supervised head is trained from scratch, on what was gathered so far, between two frame
+    # counts, at every update up to a third and at every so-manieth from there
     online.supervised_from = 10_000
     online.supervised_to = 400_000
     online.supervised_always_until = 50_000
@@ -214,6 +219,16 @@ def _run() -> Config:
     return run
 
 
+def _online_run() -> Config:
+    """The same for online and scratch; a step is an update, on envs x horizon frames."""
+    run = Config()
+    run.steps_per_call = 1
+    # Environments are made anew at every checkpoint, and the episodes under way are lost.
+    run.checkpoint_every = 50
+    run.evaluate_every = 100  # a point of the curves, of evaluation.episodes episodes
+    return run
+
+
 def _small(config: Config) -> None:
     data = config.data
     data.train_frames, data.test_frames, data.num_envs = 200_000, 20_000, 16
@@ -243,7 +258,9 @@ def _small(config: Config) -> None:
     online.schedule.policy = ((20_000.0, 0.0), (40_000.0, 0.25), end)
     online.schedule.value = ((10_000.0, 0.0), (20_000.0, 0.25), end)
     online.supervised_from, online.supervised_to = 4000, 100_000
+    online.supervised_capacity = 100_000
     config.run.evaluate_every = 1000
+    config.online_run.checkpoint_every = config.online_run.evaluate_every = 25
 
 
 def _tiny(config: Config) -> None:
@@ -259,9 +276,10 @@ def _tiny(config: Config) -> None:
         ppo.frames, ppo.envs, ppo.horizon, ppo.minibatches = 512, 8, 16, 2
     online = config.online
     online.supervised_from, online.supervised_to, online.supervised_always_until = 128, 512, 384
-    online.supervised_every = 2
+    online.supervised_every, online.supervised_capacity = 2, 300
     for name in online.schedule:
         online.schedule[name] = () if name == "trunk" else ((0.0, 0.1), (512.0, 0.0))
     online.decoder.units, online.decoder.rows = (16,), 32
     config.evaluation.windows, config.evaluation.episodes, config.evaluation.envs = 64, 8, 8
     config.run.steps_per_call, config.run.checkpoint_every, config.run.evaluate_every = 5, 10, 40
+    config.online_run.checkpoint_every, config.online_run.evaluate_every = 2, 4

@@ -5,14 +5,17 @@
 Data, then the stages of --config.stages one after another: latent_action (inverse and forward
 dynamics with a codebook between them, from frames alone), latent_policy (clones the latent
 actions), cloning (behaviour cloning on all true actions) and supervised_idm as references, decoder
-(true actions from latent ones by a few labels, one decoder for each of decoder.labels). Each policy
-is played in the game when its training ends; normalised returns have the random policy at 0 and the
-data's at 1.
+(true actions from latent ones by a few labels, one decoder for each of decoder.labels), online (the
+latent policy decoded in the game, by a decoder of what it meets there and by PPO) and scratch (PPO
+alone). Each policy is played in the game when its training ends, the last two also on the way;
+normalised returns have the random policy at 0 and the data's at 1.
 
-Online decoding and PPO from scratch are not part of this program: it does not read the config's
-sections `online` and `scratch` but to check them.
+The paper's ablations: --config.online.supervised=false (RL without SL), with
+--config.vq.enabled=false besides (without both).
 """
 
+import contextlib
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -33,19 +36,26 @@ from experiments.lapo_job import (
     decoded_actor,
     describe,
     draw_windows,
+    online_actor,
     probe,
     returns_of,
 )
 from experiments.training import Session, check_schedule
 from lawm_jax import runner
 from lawm_jax.data.frames import draw_steps, shard_frames
-from lawm_jax.envs.procgen import FRAME, NUM_ACTIONS, check_game
+from lawm_jax.envs.procgen import FRAME, NUM_ACTIONS, Procgen, check_game
 from lawm_jax.errors import InputError
-from lawm_jax.lapo import decode, evaluate, imitation, learner
+from lawm_jax.lapo import decode, evaluate, imitation, learner, online
 from lawm_jax.lapo.program import Program, check_rows, resolve
+from lawm_jax.online import ppo
 
-STAGES = ("latent_action", "latent_policy", "cloning", "supervised_idm", "decoder")
-NEEDS = {"latent_policy": ("latent_action",), "decoder": ("latent_action", "latent_policy")}
+ONLINE = ("online", "scratch")
+STAGES = ("latent_action", "latent_policy", "cloning", "supervised_idm", "decoder", *ONLINE)
+NEEDS = {
+    "latent_policy": ("latent_action",),
+    "decoder": ("latent_action", "latent_policy"),
+    "online": ("latent_action", "latent_policy"),
+}
 
 
 def main(run: launch.Run) -> None:
@@ -55,6 +65,7 @@ def main(run: launch.Run) -> None:
     program = resolve(config, FRAME, NUM_ACTIONS)
     stages = chosen_stages(config.stages)
     check_schedule(config, "run")
+    check_schedule(config, "online_run")
     mesh = runner.make_mesh()
     check_rows(config, mesh)
 
@@ -80,6 +91,10 @@ def main(run: launch.Run) -> None:
         _supervised_idm(job)
     if "decoder" in stages:
         _decoders(job, labels)
+    if "online" in stages:
+        _online(job)
+    if "scratch" in stages:
+        _interact(job, "scratch")
     job.session.close()
     outcome.conclude(run, lambda: lapo_report.report(job, data), lambda: lapo_report.video(job))
 
@@ -88,7 +103,8 @@ def chosen_stages(text: str) -> tuple[str, ...]:
     """The stages that the config names, in the order in which they run.
 
     Raises:
-      InputError: an unknown one, none, or one without those that it needs.
+      InputError: an unknown one, none, one without those that it needs, or one that acts in the
+        game while training, which uses one host, on several.
     """
     names = {name.strip() for name in text.split(",")}
     if unknown := sorted(names - set(STAGES)):
@@ -96,6 +112,8 @@ def chosen_stages(text: str) -> tuple[str, ...]:
     for name in names:
         if missing := [need for need in NEEDS.get(name, ()) if need not in names]:
             raise InputError(f"stages has {name} without {' and '.join(missing)}, which it needs")
+    if jax.process_count() > 1 and (acting := [name for name in ONLINE if name in names]):
+        raise InputError(f"stages has {' and '.join(acting)}, which use one host: leave them out")
     return tuple(name for name in STAGES if name in names)
 
 
@@ -119,6 +137,9 @@ def _initial_state(
         for count in labels:
             decoder = decode.init(program.decoder, program.decoding, size, seed)
             state[f"decoder_{count}"] = decoder
+    for phase in ONLINE:
+        if phase in stages:
+            state[phase] = online.init(getattr(program, phase), FRAME, seed)
     return state
 
 
@@ -242,6 +263,37 @@ def _decoders(job: Job, labels: tuple[int, ...]) -> None:
             shown=("loss", "accuracy"),
         )
 
+
+def _online(job: Job) -> None:
+    """Stage 3 online: the latent policy, decoded by what it meets in the game and by PPO."""
+    state = job.session.state
+    if not int(state["online"].step):
+        groups = ppo.from_latent_policy(state["latent_policy"].params)
+        state["online"] = online.give(state["online"], groups)
+    idm = {"idm": runner.local(state["latent_action"]).params["idm"]}
+    _interact(job, "online", functools.partial(evaluate.latents, job.program.model, idm))
+
+
+def _interact(job: Job, phase: str, infer: online.Infer | None = None) -> None:
+    """PPO in the game, with a decoder of the latents that `infer` gives if there is one."""
+    settings, config = getattr(job.program, phase), job.run.config
+    actor = online_actor(job, settings.network)
+    training = online.Training(
+        settings, job.mesh, functools.partial(Procgen, config.task),
+        config.online_run.checkpoint_every, infer,
+    )
+    with contextlib.closing(training):
+        job.session.train(
+            phase,
+            training,
+            shared=None,
+            sharded=None,
+            total=settings.ppo.updates,
+            evaluate=lambda state: returns_of(job, actor, state.learner.params),
+            shown=("episode_return", "entropy", "decoder_accuracy"),
+            schedule="online_run",
+            anywhere=False,
+        )
 
 
 if __name__ == "__main__":

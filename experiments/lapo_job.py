@@ -10,7 +10,7 @@ from jax.sharding import Mesh
 from experiments.data import poll_of
 from experiments.launch import Run
 from experiments.training import Session
-from lawm_jax import runner
+from lawm_jax import runner, seeds
 from lawm_jax.data import stream
 from lawm_jax.data.frames import (
     FrameArrays,
@@ -26,6 +26,7 @@ from lawm_jax.lapo import decode, evaluate, learner, play
 from lawm_jax.lapo.evaluate import Description
 from lawm_jax.lapo.optimiser import TrainingConfig
 from lawm_jax.lapo.program import Program
+from lawm_jax.online.ppo import ActorCritic
 from lawm_jax.vision import scale
 
 TRAIN, TEST, LEVELS, ACT = range(4)  # tags of what the run's seed draws
@@ -55,7 +56,7 @@ def draw_windows(run: Run, frames: FrameArrays, tag: int) -> np.ndarray:
 
 def seed_of(run: Run, tag: int) -> int:
     """A seed of its own for each thing that a run draws."""
-    return int(np.random.SeedSequence([run.config.seed, tag]).generate_state(1)[0] >> 1)
+    return seeds.derive(run.config.seed, tag)
 
 
 def data_parallel(job: Job, step: Callable) -> Callable:
@@ -107,6 +108,12 @@ def decoded_actor(job: Job) -> play.Actor:
     """The latent policy with a decoder; its parameters are {"policy": ..., "decoder": ...}."""
     policy, decoder = job.program.policy, job.program.decoder
     logits = lambda params, frames: decode.decoded_logits(policy, decoder, params, frames)
+    return play.make_actor(logits, job.run.config.evaluation.temperature)
+
+
+def online_actor(job: Job, network: ActorCritic) -> play.Actor:
+    """The policy that PPO trained, with its supervised head if it has one."""
+    logits = lambda params, frames: network.apply({"params": params}, frames)[0]
     return play.make_actor(logits, job.run.config.evaluation.temperature)
 
 

@@ -1,7 +1,7 @@
 """What a finished LAPO run leaves: results.json, plots, a video."""
 
 import contextlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -14,6 +14,7 @@ from experiments.lapo_job import (
     LEVELS,
     Job,
     Metrics,
+    classes,
     cloning_actor,
     decoded_actor,
     describe,
@@ -23,8 +24,8 @@ from experiments.lapo_job import (
 )
 from lawm_jax import plots, runner
 from lawm_jax.envs.evaluation import return_summary
-from lawm_jax.envs.procgen import FRAME, Procgen
-from lawm_jax.lapo import evaluate, learner, play
+from lawm_jax.envs.procgen import FRAME, NUM_ACTIONS, Procgen
+from lawm_jax.lapo import embed, evaluate, learner, play
 from lawm_jax.metrics import read_metrics
 
 # results.json's name -> that of the metric of stage 1
@@ -35,6 +36,7 @@ MODEL = {
     "copy_last_frame_error": "heldout_copy_last_frame_error",
     "codebook_perplexity": "heldout_codebook_perplexity",
 }
+CURVES = {"online": "online_decoding", "scratch": "scratch"}  # phase -> results.json's name
 
 
 def report(job: Job, data: Frames) -> None:
@@ -63,6 +65,7 @@ def report(job: Job, data: Frames) -> None:
         )
         phases["untrained_idm"] = probe(job, *describe(job, fresh))
         _draw_predictions(job)
+        _draw_latents(job)
     if "cloning" in phases:
         results["behaviour_cloning"] = normalised(phases["cloning"])
     decoding = [
@@ -72,6 +75,9 @@ def report(job: Job, data: Frames) -> None:
     ]
     if decoding:
         results["offline_decoding"] = decoding
+    for phase, key in CURVES.items():
+        if phase in phases:
+            results[key] = _online_curve(job, phase, normalised)
     _draw_curves(job, results)
     outcome.finish(job.run, job.session, results)
 
@@ -97,21 +103,37 @@ def _normalised(metrics: Metrics, random: float, behaviour: float) -> Metrics:
     return result
 
 
+def _online_curve(
+    job: Job, phase: str, normalised: Callable[[Metrics], Metrics]
+) -> list[Metrics]:
+    """What the policy of a phase earned when it was played, after so many frames of training."""
+    per_update = getattr(job.program, phase).ppo.rollout_frames
+    return [
+        {"frames": record["step"] * per_update, **normalised(record)}
+        for record in read_metrics(job.run.workdir)
+        if record["phase"] == phase and "return_mean" in record
+    ]
+
+
 def _draw_curves(job: Job, results: Mapping[str, Any]) -> None:
     directory, records = job.run.workdir / "plots", read_metrics(job.run.workdir)
     for phase in job.session.state:
         if not phase.startswith("decoder_"):
             plots.losses(directory / f"{phase}_losses.png", records, phase)
-    lines = {
+    references = {
         "random": results["random_policy"]["return_mean"],
         "data policy": results["data_policy"]["return_mean"],
     }
+    lines = dict(references)
     if "behaviour_cloning" in results:
         lines["cloning, all labels"] = results["behaviour_cloning"]["return_mean"]
     if "offline_decoding" in results:
         plots.decoding_curve(
             directory / "offline_decoding.png", results["offline_decoding"], lines
         )
+    names = {"online_decoding": "online decoding", "scratch": "PPO from scratch"}
+    if curves := {name: results[key] for key, name in names.items() if key in results}:
+        plots.online_curves(directory / "online_decoding.png", curves, references)
 
 
 def _draw_predictions(job: Job) -> None:
@@ -124,6 +146,21 @@ def _draw_predictions(job: Job) -> None:
         "next": job.test.observation[steps + 1],
         "predicted": evaluate.predicted_frames(model, state, job.test, steps),
     })
+
+
+def _draw_latents(job: Job) -> None:
+    """Latents of held-out windows in the plane, before and after the bottleneck, by true action."""
+    model, state = job.program.model, runner.local(job.session.state["latent_action"])
+    seen = evaluate.describe(model, state, job.test, job.unseen)
+    latents = {"continuous": seen.z}
+    if model.idm.vq.enabled:
+        latents["quantised"] = seen.quantised
+    panels = {}
+    for name, z in latents.items():
+        points, method = embed.plane(z, job.run.config.seed)
+        panels[f"{name} latents, {method}"] = points
+    action = np.asarray(classes(job) or range(NUM_ACTIONS))[seen.action]
+    plots.coloured_points(job.run.workdir / "plots" / "latents.png", panels, action)
 
 
 def video(job: Job) -> None:

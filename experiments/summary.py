@@ -70,12 +70,18 @@ def summary(results: Mapping[str, Any]) -> str:
 
 
 def _decoded(results: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """A row for each decoder of a latent policy."""
-    played = "{return_mean:.2f} ± {return_ci95:.2f}  {normalised:.2f}"
-    return [
-        (f"  decoder, {row['labels']} labels", played.format(**{"normalised": math.nan} | row))
+    """A row for each decoder of a latent policy, and for the end of each online training."""
+    played = lambda row: "{return_mean:.2f} ± {return_ci95:.2f}  {normalised:.2f}".format(
+        **{"normalised": math.nan} | row
+    )
+    rows = [
+        (f"  decoder, {row['labels']} labels", played(row))
         for row in results.get("offline_decoding", ())
     ]
+    for key, name in (("online_decoding", "online decoding"), ("scratch", "PPO from scratch")):
+        for row in results.get(key, ())[-1:]:
+            rows.append((f"  {name}, {row['frames']} frames", played(row)))
+    return rows
 
 
 def _collected(statistics: Mapping[str, Mapping[str, float]]) -> str:

@@ -88,6 +88,7 @@ class Session:
         evaluate: Callable[[PyTree], Mapping[str, Any]],
         shown: tuple[str, ...],
         schedule: str = "run",
+        anywhere: bool = True,
     ) -> None:
         """Trains self.state[phase] up to step `total`, from wherever it stands.
 
@@ -99,9 +100,11 @@ class Session:
             end, by the main process alone; its metrics are logged.
           shown: names of the metrics that the progress line shows.
           schedule: the config's section with steps_per_call, checkpoint_every, evaluate_every.
+          anywhere: training can be continued from any step. Otherwise only from multiples of
+            checkpoint_every, and what a signal stops in between is done again.
 
         Raises:
-          Stopped: a signal asked for it; the state has been saved.
+          Stopped: a signal asked for it; the state has been saved, unless `anywhere` forbade it.
           TrainingError: a metric is NaN or infinite.
         """
         settings: ConfigDict = self._run.config[schedule]
@@ -135,12 +138,13 @@ class Session:
             due = lambda every, step=step, done=done: done or step % every == 0
             evaluating, saving = due(settings.evaluate_every), due(settings.checkpoint_every)
             stopping = self._stopping(saving)
-            if evaluating or saving or stopping:
+            keeping = saving or (stopping and anywhere)
+            if evaluating or keeping:
                 flush()  # which waits for the device
             before = time.monotonic()
             if evaluating:
                 runner.all_or_none(functools.partial(self._evaluate, phase, evaluate, step))
-            if saving or stopping:
+            if keeping:
                 self.save()
             self.aside_seconds += time.monotonic() - before
             if stopping:

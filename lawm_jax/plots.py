@@ -103,16 +103,46 @@ def decoding_curve(
     decoding: records with "labels", "return_mean" and "return_ci95".
     lines: name -> return of what they are compared with, drawn as horizontal lines.
     """
-    column = lambda name: [record[name] for record in decoding]
-    with _figure(path, "labelled transitions", "episode return", width=7.5) as axes:
-        axes.errorbar(
-            column("labels"), column("return_mean"), column("return_ci95"), color=BLUE, marker="o",
-            markersize=4, elinewidth=1, label="decoded latent policy",
-        )
+    with _return_curves(
+        path, "labels", "labelled transitions", {"decoded latent policy": decoding}, lines
+    ) as axes:
+        axes.set_xscale("log", base=2)
+
+
+def online_curves(
+    path: epath.PathLike,
+    curves: Mapping[str, Sequence[Mapping[str, float]]],
+    lines: Mapping[str, float],
+) -> None:
+    """Draws the return of policies against the frames that they were trained on.
+
+    curves: name -> records with "frames", "return_mean" and "return_ci95".
+    lines: as for `decoding_curve`.
+    """
+    with _return_curves(path, "frames", "frames", curves, lines) as axes:
+        axes.set_xlim(left=0)
+
+
+@contextlib.contextmanager
+def _return_curves(
+    path: epath.PathLike,
+    key: str,
+    x_label: str,
+    curves: Mapping[str, Sequence[Mapping[str, float]]],
+    lines: Mapping[str, float],
+) -> Iterator["Axes"]:
+    """Returns with intervals against record[key], and lines for references."""
+    with _figure(path, x_label, "episode return", width=7.5) as axes:
+        for (name, records), colour in zip(curves.items(), (BLUE, ORANGE, GREEN), strict=False):
+            column = lambda name, records=records: [record[name] for record in records]
+            axes.errorbar(
+                column(key), column("return_mean"), column("return_ci95"), color=colour,
+                marker="o", markersize=4, elinewidth=1, label=name,
+            )
         for (label, value), style in zip(lines.items(), ("-", "--", ":"), strict=False):
             axes.axhline(value, color=GREY, linestyle=style, label=label)
-        axes.set_xscale("log", base=2)
         axes.legend(frameon=False, loc="upper left", bbox_to_anchor=(1.0, 1.0))
+        yield axes
 
 
 def frame_table(
@@ -132,6 +162,35 @@ def frame_table(
         line[0].set_ylabel(name, fontsize=9)
     for axes, code in zip(panels[0], columns, strict=True):
         axes.set_title(f"code {code}", fontsize=9)
+    _write(figure, path)
+
+
+def coloured_points(
+    path: epath.PathLike, panels: Mapping[str, np.ndarray], labels: np.ndarray
+) -> None:
+    """Draws points in a panel each, coloured by label.
+
+    panels: title -> [M, 2]; labels: [M] integers, which the legend shows.
+    """
+    from matplotlib import colormaps
+
+    figure = _new_figure(4.2 * len(panels) + 1.0, 4.0)
+    axes_row = figure.subplots(1, len(panels), squeeze=False)[0]
+    values = np.unique(labels)
+    colour_of = colormaps["tab20"]
+    for axes, (title, points) in zip(axes_row, panels.items(), strict=True):
+        for i, value in enumerate(values):
+            chosen = points[labels == value]
+            axes.scatter(
+                chosen[:, 0], chosen[:, 1], s=4, color=colour_of(i % 20), label=str(value),
+                linewidths=0,
+            )
+        axes.set_title(title, fontsize=10)
+        axes.set_xticks([])
+        axes.set_yticks([])
+    axes_row[-1].legend(
+        frameon=False, loc="upper left", bbox_to_anchor=(1.0, 1.0), markerscale=3, title="action"
+    )
     _write(figure, path)
 
 

@@ -254,6 +254,18 @@ def data_parallel(
     return jax.jit(run, static_argnames="steps", donate_argnums=0)
 
 
+def map_rows(
+    function: Callable[[PyTree, PyTree], tuple[PyTree, PyTree]], mesh: Mesh
+) -> Callable[[PyTree, PyTree], tuple[PyTree, PyTree]]:
+    """Maps a one-device function over a mesh, for work on rows that is not a train step.
+
+    function: (shared, local) -> (a result that is equal on all devices, one a row of `local`).
+    """
+    return jax.jit(jax.shard_map(
+        function, mesh=mesh, in_specs=(P(), P(AXIS)), out_specs=(P(), P(AXIS)), check_vma=False
+    ))
+
+
 def _step_by_step(
     step: Callable[[PyTree, PyTree, PyTree], tuple[PyTree, PyTree]], mesh: Mesh, streamed: bool
 ) -> Callable[[PyTree, PyTree, PyTree, int], tuple[PyTree, PyTree]]:

@@ -6,7 +6,7 @@ import json
 import jax
 from eight_devices import difference
 from lapo_small import SIDE, TRAINING, VQ, make_model, noise_frames
-from test_ppo import ENCODER, make_config, make_rollout
+from test_ppo import ENCODER, make_config, make_rollout, make_update
 
 from lawm_jax import runner
 from lawm_jax.data.frames import window_steps, windows_at
@@ -38,9 +38,15 @@ def online(devices):
     rollout = make_rollout()
     weight = rollout.weight.copy()
     weight[0] = 0  # devices with different numbers of real steps
-    state = ppo.init(network, config, SHAPE, 0)
-    update = ppo.make_update(network, config, devices)
-    return run(update, state, rollout._replace(weight=weight), devices, STEPS)
+    mesh = runner.make_mesh(jax.devices()[:devices])
+    state = runner.replicate(ppo.init(network, config, SHAPE, 0), mesh)
+    rollout = runner.shard(rollout._replace(weight=weight), mesh)
+    act = runner.map_rows(ppo.make_act(network, config, devices), mesh)
+    acted = jax.device_get(act((state, 0), rollout.inputs[:, 0])[1])
+    update = make_update(network, config, devices)
+    for _ in range(STEPS):
+        state, metrics = update(state, rollout)
+    return *jax.device_get((state, metrics)), acted
 
 
 def run(step, state, batch, devices, steps):
@@ -58,8 +64,9 @@ if __name__ == "__main__":
         for name in ("opt_state", "batch_stats", "codebook", "copy_error")
     }
     found["metrics"] = difference(many_metrics, one_metrics)
-    (many, many_metrics), (one, one_metrics) = online(DEVICES), online(1)
+    (many, many_metrics, many_acted), (one, one_metrics, one_acted) = online(DEVICES), online(1)
     found["ppo params"] = difference(many.params, one.params)
     found["ppo rewards"] = difference(many.rewards, one.rewards)
+    found["ppo actions"] = difference(many_acted, one_acted)
     found["ppo metrics"] = difference(many_metrics, one_metrics)
     print(json.dumps(found))

@@ -22,6 +22,7 @@ def test_stage_one_is_that_of_one_device(found):
 
 def test_ppo_is_that_of_one_device(found):
     """Environments without real steps on one device only do not shift the means."""
+    assert found["ppo actions"] < 1e-4
     assert found["ppo rewards"] < 1e-4
     assert found["ppo metrics"] < 1e-2
     assert found["ppo params"] < 1e-2

@@ -16,19 +16,21 @@ import numpy as np
 import pytest
 
 from experiments import launch
-from experiments.lapo import STAGES, chosen_stages, main
+from experiments.lapo import ONLINE, STAGES, chosen_stages, main
 from lawm_jax.data.frame_shards import Episode, read_frames, write_frames
 from lawm_jax.envs.procgen import FRAME, GAMES
 
 ROOT = Path(__file__).parent.parent
+OFFLINE = STAGES[: -len(ONLINE)]
 LABELS, STEPS, EVERY, EPISODES = (4, 16), 20, 10, 4
 SMALLER = [
-    *(f"--config.{phase}.steps={STEPS}" for phase in STAGES), "--config.decoder.labels=(4, 16)",
+    *(f"--config.{phase}.steps={STEPS}" for phase in OFFLINE), "--config.decoder.labels=(4, 16)",
     f"--config.run.checkpoint_every={EVERY}", f"--config.run.evaluate_every={STEPS}",
     f"--config.evaluation.episodes={EPISODES}", "--config.data.train_frames=600",
     "--config.data.test_frames=200",
 ]
-PHASES = (*STAGES[:-1], *(f"decoder_{count}" for count in LABELS))
+PHASES = (*OFFLINE[:-1], *(f"decoder_{count}" for count in LABELS), *ONLINE)
+UPDATES, FRAMES = 4, 512  # of the online stages
 
 
 @pytest.fixture(scope="module")
@@ -82,18 +84,22 @@ def test_a_run_leaves_its_results(place, finished):
     assert 0.0 < results["copy_last_frame_error"] < 0.1 and 0.0 < results["fdm_error"] < 0.1
     assert 1.0 <= results["codebook_perplexity"] <= 8.0  # the tiny preset has 8 embeddings
     assert [row["labels"] for row in results["offline_decoding"]] == list(LABELS)
-    assert "online_decoding" not in results
+    for key in ("online_decoding", "scratch"):
+        assert [row["frames"] for row in results[key]] == [FRAMES]
     random, data = (results[f"{name}_policy"]["return_mean"] for name in ("random", "data"))
-    for row in (results["behaviour_cloning"], *results["offline_decoding"]):
+    for row in (results["behaviour_cloning"], *results["offline_decoding"],
+                *results["online_decoding"], *results["scratch"]):
         assert row["episodes"] == EPISODES and row["return_ci95"] >= 0.0
         assert row["normalised"] == pytest.approx((row["return_mean"] - random) / (data - random))
     assert "probe_accuracy" in results["metrics"]["untrained_idm"]
     assert "supervised_idm_accuracy" in results["metrics"]["supervised_idm"]
     assert re.fullmatch("[0-9a-f]{64}", results["state_digest"])
-    for plot in ("offline_decoding", "predictions", *(f"{x}_losses" for x in STAGES[:-1])):
+    losses = (f"{x}_losses" for x in (*OFFLINE[:-1], *ONLINE))
+    for plot in ("offline_decoding", "online_decoding", "predictions", "latents", *losses):
         assert (workdir / "plots" / f"{plot}.png").stat().st_size > 1000
     assert (workdir / "policy.mp4").stat().st_size > 1000
-    assert "decoder, 16 labels" in output and f"results and plots in {workdir}" in output
+    assert "decoder, 16 labels" in output and "PPO from scratch, 512 frames" in output
+    assert f"results and plots in {workdir}" in output
 
 
 def test_the_data_policys_return_is_that_of_the_data(place, finished):
@@ -110,15 +116,19 @@ def test_a_run_logs_every_step_once_and_plays_each_policy_at_its_end(finished):
     records = read_log(finished[0])
     assert list(dict.fromkeys(record["phase"] for record in records)) == list(PHASES)
     for phase in PHASES:
-        assert [r["step"] for r in records if r["phase"] == phase and "loss" in r] == [
-            *range(5, STEPS + 1, 5)
-        ]
+        steps = range(1, UPDATES + 1) if phase in ONLINE else range(5, STEPS + 1, 5)
+        logged = [r["step"] for r in records if r["phase"] == phase and "loss" in r]
+        assert logged == list(steps)
+    labels = [r["labels"] for r in records if r["phase"] == "online" and "labels" in r]
+    assert labels and max(labels) <= 300 and labels == sorted(labels)  # the buffer's capacity
     played = [(r["phase"], r["step"]) for r in records if "return_mean" in r]
-    assert played == [(x, STEPS) for x in PHASES if x == "cloning" or x.startswith("decoder")]
+    offline = [(x, STEPS) for x in PHASES if x == "cloning" or x.startswith("decoder")]
+    assert played == [*offline, *((x, UPDATES) for x in ONLINE)]
 
 
 def test_a_killed_and_stopped_run_ends_as_an_uninterrupted_one(place, finished):
-    """SIGKILL in the second stage, SIGTERM some steps after the restart: every bit is the same."""
+    """SIGKILL in the second stage, SIGTERM some steps after the restart, both again between two
+    checkpoints of the online stages: every bit is the same."""
     killed = start(place, "broken")
     while not (place / "broken" / "checkpoints" / str(STEPS + EVERY)).exists():
         assert killed.poll() is None, finish(killed)
@@ -135,13 +145,43 @@ def test_a_killed_and_stopped_run_ends_as_an_uninterrupted_one(place, finished):
     assert code == 75, error
     assert "Traceback" not in error and not (place / "broken" / "results.json").exists()
 
+    killed = start(place, "broken")
+    output = []
+    for line in iter(killed.stdout.readline, ""):
+        output.append(line)
+        if line.startswith("online 1/4"):
+            break
+    killed.kill()
+    assert finish(killed)[0] == -signal.SIGKILL
+    assert "continuing from latent_action 20, latent_policy 20, cloning " in "".join(output)
+
+    stopped = start(place, "broken")
+    assert any(x.startswith("scratch 1/4") for x in iter(stopped.stdout.readline, ""))
+    stopped.send_signal(signal.SIGTERM)
+    code, _, error = finish(stopped)
+    assert code == 75, error
+
     code, output, error = finish(start(place, "broken"))
     assert code == 0, error
-    assert "continuing from latent_action 20, latent_policy 20, cloning " in output
+    assert "decoder_16 20, online 4, scratch " in output
     whole, broken = read_results(finished[0]), read_results(place / "broken")
-    for name in ("state_digest", "offline_decoding", "behaviour_cloning", "random_policy"):
+    for name in ("state_digest", "offline_decoding", "online_decoding", "scratch",
+                 "behaviour_cloning", "random_policy"):
         assert broken[name] == whole[name]
     assert read_log(place / "broken") == read_log(finished[0])
+
+
+def test_the_ablations_run(place, finished):
+    """Neither quantisation nor a supervised head."""
+    code, output, error = finish(start(
+        place, "ablation", "--config.stages=latent_action,latent_policy,online",
+        "--config.vq.enabled=false", "--config.online.supervised=false",
+    ))
+    assert code == 0, error
+    curve = read_results(place / "ablation")["online_decoding"]
+    assert [row["frames"] for row in curve] == [FRAMES]
+    assert not any("labels" in record for record in read_log(place / "ablation"))
+    assert "online decoding, 512 frames" in output
 
 
 def test_stages_can_be_chosen(place, finished):

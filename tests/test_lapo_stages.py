@@ -10,7 +10,7 @@ from lapo_small import MOVES, PATCHES, SIDE, TRAINING, make_model, moving_dots
 
 from lawm_jax import runner
 from lawm_jax.data.frames import draw_steps, shard_frames, window_steps, windows_at
-from lawm_jax.lapo import decode, evaluate, imitation, learner
+from lawm_jax.lapo import decode, embed, evaluate, imitation, learner
 from lawm_jax.lapo.decode import Decoder, DecoderConfig, Latents
 from lawm_jax.lapo.vq import VQConfig
 from lawm_jax.vision import FrameNetwork
@@ -188,12 +188,15 @@ def test_gathered_transitions_are_of_one_episode(trained):
     rng = np.random.default_rng(0)
     observation = rng.integers(0, 256, (2, 7, *SHAPE)).astype(np.uint8)
     action = np.arange(12).reshape(2, 6).astype(np.int32)
-    done, weight = np.zeros((2, 6), bool), np.ones((2, 6), np.float32)
-    done[0, 2], weight[0, 3] = True, 0  # frame 3 is terminal, its action ignored, frame 4 the reset
+    weight = np.ones((2, 6), np.float32)
+    weight[0, 3] = 0  # frame 3 is terminal, its action ignored, frame 4 the reset
     params = {"idm": trained[0].params["idm"]}
     size = MODEL.idm.vq.latent_size
-    gather = lambda latents: decode.gather(
-        MODEL, params, latents, observation, action, done, weight)
+    frames = decode.episodes_of(observation, action, np.zeros((2, 6)), weight)
+    steps = window_steps(frames.episode)
+    z = evaluate.latents(MODEL, params, frames, steps)
+    gather = lambda latents: decode.append(
+        latents, np.pad(z, ((0, 3), (0, 0))), np.pad(frames.action[steps], (0, 3)), len(steps))
     once = gather(decode.empty_latents(20, size))
     kept = [1, 2, 5, 7, 8, 9, 10, 11]
     assert once.count == len(kept)
@@ -213,3 +216,15 @@ def test_choosing_follows_the_logits():
     sharp = np.mean(decode.choose(logits, jax.random.key(0), temperature=0.5))
     np.testing.assert_allclose(sharp, 16 / 17, atol=0.03)
     assert decode.choose(logits[:1], jax.random.key(0), temperature=0.0)[0] == 1
+
+
+def test_latents_in_the_plane_keep_their_clusters():
+    rng = np.random.default_rng(0)
+    label = np.arange(60) % 2
+    z = rng.standard_normal((60, 5)) + 20 * label[:, None]
+    points, method = embed.plane(z, 0)
+    assert points.shape == (60, 2) and method in ("PCA", "UMAP")
+    np.testing.assert_array_equal(points, embed.plane(z, 0)[0])
+    centres = np.stack([points[label == i].mean(0) for i in (0, 1)])
+    nearest = np.linalg.norm(points[:, None] - centres, axis=-1).argmin(1)
+    assert (nearest == label).all()

@@ -30,11 +30,17 @@ def test_every_plot_is_written(tmp_path):
     plots.losses(tmp_path / "losses.png", records(), "world_model")
     plots.open_loop(tmp_path / "open_loop.png", {1: 0.1, 5: 0.2, 10: 0.3, 25: 0.5})
     plots.return_histogram(tmp_path / "returns.png", returns, policy_return=812.0)
+    curve = [{"frames": 10 * i, "return_mean": i, "return_ci95": 0.5} for i in range(3)]
+    plots.online_curves(tmp_path / "online.png", {"a": curve, "b": curve}, {"random": 0.5})
+    labels = np.arange(400) % 15
+    plots.coloured_points(tmp_path / "points.png", {"z": np.stack([returns] * 2, 1)}, labels)
     written = sorted(path for path in tmp_path.rglob("*") if path.is_file())
     assert [path.name for path in written] == [
         "return.png",
         "losses.png",
+        "online.png",
         "open_loop.png",
+        "points.png",
         "returns.png",
     ]
     assert all(is_png(path) for path in written)

@@ -38,7 +38,7 @@ def make_rollout(seed=0, envs=N, horizon=T, actions=3):
     rng = np.random.default_rng(seed)
     normal = lambda *shape: rng.standard_normal(shape).astype(np.float32)
     return Rollout(
-        observation=rng.integers(0, 256, (envs, horizon, *SHAPE)).astype(np.uint8),
+        inputs=rng.integers(0, 256, (envs, horizon, *SHAPE)).astype(np.uint8),
         action=rng.integers(0, actions, (envs, horizon)).astype(np.int32),
         log_prob=np.full((envs, horizon), -np.log(actions), np.float32),
         value=normal(envs, horizon), reward=normal(envs, horizon),
@@ -47,8 +47,17 @@ def make_rollout(seed=0, envs=N, horizon=T, actions=3):
     )
 
 
-def one_device(step):
-    return runner.data_parallel(step, runner.make_mesh(jax.devices()[:1]))
+def make_update(network, config, devices=1):
+    """One whole update: (state, rollout) -> (state, metrics [epochs * minibatches])."""
+    mesh = runner.make_mesh(jax.devices()[:devices])
+    prepare = runner.map_rows(ppo.make_prepare(config), mesh)
+    step = runner.data_parallel(ppo.make_step(network, config, devices), mesh)
+
+    def update(state, rollout):
+        state, samples = prepare(state, rollout)
+        return step(state, None, samples, steps=config.update_steps)
+
+    return update
 
 
 def mapped(function):
@@ -108,7 +117,7 @@ def test_loss_against_numpy():
     rollout = make_rollout(envs=1)
     weight = (rng.random(T) < 0.7).astype(np.float32)
     advantage = rng.standard_normal(T).astype(np.float32)
-    batch = Samples(rollout.observation[0], rollout.action[0], rollout.log_prob[0],
+    batch = Samples(rollout.inputs[0], rollout.action[0], rollout.log_prob[0],
                     0.1 * rollout.value[0], advantage, weight)
     loss = lambda batch: ppo.ppo_loss(network, config, params, batch)
     found, metrics = mapped(loss)(batch)
@@ -132,23 +141,68 @@ def test_loss_against_numpy():
 def test_steps_without_a_transition_change_nothing():
     """A reset's frame, action and stale reward may be anything."""
     network, config = ActorCritic(ENCODER, 3), make_config(envs=2)
-    update = one_device(ppo.make_update(network, config, 1))
+    update = make_update(network, config)
     rollout = make_rollout(envs=2)
     weight, done = rollout.weight.copy(), rollout.done.copy()
     done[:, 5], weight[:, 6] = True, 0.0
     rollout = rollout._replace(weight=weight, done=done)
     observation, action, reward = (np.array(x) for x in (
-        rollout.observation, rollout.action, rollout.reward))
+        rollout.inputs, rollout.action, rollout.reward))
     observation[:, 6] = 7
     action[:, 6] = 1 - np.minimum(action[:, 6], 1)
     reward[:, 6] = 1e3
-    other = rollout._replace(observation=observation, action=action, reward=reward)
+    other = rollout._replace(inputs=observation, action=action, reward=reward)
     states = [
-        jax.device_get(update(ppo.init(network, config, SHAPE, 0), None, x, steps=1)[0])
+        jax.device_get(update(ppo.init(network, config, SHAPE, 0), x)[0])
         for x in (rollout, other)
     ]
     jax.tree.map(np.testing.assert_array_equal, *states)
-    assert states[0].step == 1
+    assert states[0].step == config.epochs * config.minibatches
+
+
+def test_a_minibatch_step_against_its_definition():
+    """One minibatch of a whole rollout: Adam's first step on the clipped gradient."""
+    network = ActorCritic(ENCODER, 3)
+    half = (("policy", ALWAYS), ("value", ((0.0, 0.5),)))
+    config = make_config(envs=2, epochs=1, minibatches=1, gradient_clip=0.05, groups=half)
+    rollout, state = make_rollout(envs=2), ppo.init(network, config, SHAPE, 0)
+    before = jax.device_get(state.params)
+    _, reward = mapped(functools.partial(
+        reward_scale.normalise, discount=config.discount, clip=config.reward_clip,
+    ))(reward_scale.init(2), rollout.reward, rollout.done)
+    advantage = generalised_advantages(
+        reward.T, rollout.value.T, rollout.last_value, 1.0 - rollout.done.T, config.discount,
+        config.lambda_).T
+    flat = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), Samples(
+        rollout.inputs, rollout.action, rollout.log_prob, rollout.value, advantage,
+        rollout.weight))
+    trained = {name: before[name] for name, _ in half}
+    gradient = mapped(jax.grad(
+        lambda trained, batch: ppo.ppo_loss(network, config, before | trained, batch)[0]
+    ))(trained, flat)
+    norm = np.sqrt(sum(np.sum(np.square(x)) for x in jax.tree.leaves(gradient)))
+    assert norm > 0.05
+    after, metrics = make_update(network, config)(state, rollout)
+    np.testing.assert_allclose(metrics["gradient_norm"], norm, rtol=1e-3)
+    for name, rate in (("policy", 1e-2), ("value", 5e-3)):
+        expected = jax.tree.map(
+            lambda p, g, rate=rate: p - rate * (g := g * 0.05 / norm) / (abs(g) + 1e-5),
+            before[name], gradient[name])
+        jax.tree.map(
+            lambda x, y: np.testing.assert_allclose(x, y, atol=2e-4), after.params[name], expected)
+
+
+def test_an_epoch_sees_every_step_once():
+    config = make_config()
+    state = ppo.init(ActorCritic(ENCODER, 3), config, SHAPE, 0)
+    order = jax.jit(lambda step: jax.vmap(
+        lambda _: ppo._order(config, state.replace(step=step), N), axis_name=runner.AXIS,
+    )(jnp.zeros(1))[0])
+    minibatches = np.stack([order(jnp.int32(i)) for i in range(config.update_steps + 4)])
+    epochs = minibatches.reshape(4, 4, N, -1).swapaxes(1, 2).reshape(4, N, T)
+    assert (np.sort(epochs) == np.arange(T)).all()
+    assert len({epoch.tobytes() for epoch in epochs}) == 4  # the last is of the next update
+    assert len({row.tobytes() for row in epochs[0]}) == N
 
 
 def test_groups_learn_at_their_own_rates():
@@ -164,9 +218,7 @@ def test_groups_learn_at_their_own_rates():
     network = ActorCritic(ENCODER, 3, latent_size=4, decoder_units=(6,))
     state = ppo.init(network, config, SHAPE, 0)
     before = jax.device_get(state.params)
-    after, _ = one_device(ppo.make_update(network, config, 1))(
-        state, None, make_rollout(envs=2), steps=1
-    )
+    after, _ = make_update(network, config)(state, make_rollout(envs=2))
     moved = {
         name: any(jax.tree.leaves(jax.tree.map(lambda x, y: bool((x != y).any()), group,
                                                jax.device_get(after.params[name]))))
@@ -191,7 +243,7 @@ def test_a_latent_policy_and_its_decoder_are_one_of_two_heads():
         "decoder": noise(decode.init(decoder, DECODER, 4, 0).params),
     }
     state = ppo.init(network, make_config(), SHAPE, 0, **given)
-    observation = make_rollout().observation[0]
+    observation = make_rollout().inputs[0]
     offline = decode.decoded_logits(
         policy, decoder, {"policy": latent_policy, "decoder": given["decoder"]}, observation)
     apply = jax.jit(lambda params: network.apply({"params": params}, observation))
@@ -204,17 +256,22 @@ def test_a_latent_policy_and_its_decoder_are_one_of_two_heads():
 
 
 def test_features_computed_once_give_the_update_of_frames():
-    """A frozen trunk is not run in every epoch; the numbers are those of running it."""
+    """A frozen trunk runs only where the policy acts; the numbers are those of running it again."""
     network = ActorCritic(ENCODER, 3)
     groups = (("fc", ALWAYS), ("policy", ALWAYS), ("value", ALWAYS))
     free = {"envs": 2, "gradient_clip": 1e9}  # the trunk's gradient would join the clipped norm
     config = make_config(groups=groups, **free)
     still = make_config(groups=(("trunk", ((0.0, 0.0),)), *groups), **free)
     rollout = make_rollout(envs=2)
+    mesh, state = runner.make_mesh(jax.devices()[:1]), ppo.init(network, config, SHAPE, 0)
+    act = runner.map_rows(ppo.make_act(network, config, 1), mesh)
+    features = [act((state, t), rollout.inputs[:, t])[1].inputs for t in range(T)]
+    assert features[0].ndim == 2
     fast, slow = (
-        jax.device_get(one_device(ppo.make_update(network, c, 1))(
-            ppo.init(network, c, SHAPE, 0), None, rollout, steps=1)[0].params)
-        for c in (config, still)
+        jax.device_get(make_update(network, c)(ppo.init(network, c, SHAPE, 0), given)[0].params)
+        for c, given in (
+            (config, rollout._replace(inputs=np.stack(features, 1))), (still, rollout),
+        )
     )
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=1e-3), fast, slow)
     jax.tree.map(np.testing.assert_array_equal, fast["trunk"], slow["trunk"])
@@ -244,21 +301,21 @@ class Corridor:
 def test_ppo_learns_to_walk_a_corridor():
     network = ActorCritic(ENCODER, 2)
     config = make_config(learning_rate=5e-3)
-    update = one_device(ppo.make_update(network, config, 1))
+    update = make_update(network, config)
+    act = runner.map_rows(ppo.make_act(network, config, 1), runner.make_mesh(jax.devices()[:1]))
     state, env = ppo.init(network, config, SHAPE, 0), Corridor(N, 0)
-    key, earned = jax.random.key(1), []
-    for i in range(config.steps):
+    earned = []
+    for _ in range(config.updates):
         rows = []
         for t in range(T):
             frames = env.observe()
-            action, log_prob, value = map(np.asarray, ppo.act(
-                network, state.params, frames, jax.random.fold_in(key, i * T + t)))
+            action, log_prob, value, _ = map(np.asarray, act((state, t), frames)[1])
             result = env.step(action)
             rows.append((frames, action, log_prob, value, *result, np.ones(N, np.float32)))
-        last = np.asarray(ppo.act(network, state.params, env.observe(), key)[2])
+        last = np.asarray(act((state, T), env.observe())[1].value)
         rollout = Rollout(*(np.stack(x, 1) for x in zip(*rows, strict=True)), last)
         earned.append(rollout.reward.sum() / N)
-        state, metrics = update(state, None, rollout, steps=1)
+        state, metrics = update(state, rollout)
     assert np.isfinite([float(x[0]) for x in metrics.values()]).all()
     assert np.mean(earned[:2]) < 2.0
     assert np.mean(earned[-3:]) > 3.5  # 4 is the most that 16 steps can earn

@@ -34,7 +34,7 @@ def test_presets_resolve_and_their_networks_fit_the_frames(preset):
         online = jax.eval_shape(
             lambda stage=stage: ppo.init(stage.network, stage.ppo, SHAPE, 0))
         assert {name for name, _ in stage.ppo.groups} <= set(online.params)
-        assert stage.ppo.steps >= 1
+        assert stage.ppo.updates >= 1
     assert "trunk" not in dict(program.online.ppo.groups)
     assert dict(program.scratch.ppo.groups).keys() == {"trunk", "fc", "policy", "value"}
 
@@ -46,8 +46,8 @@ def test_the_default_is_the_published_setting():
     assert program.model.idm.vq.latent_size == 128
     assert (program.latent_action.steps, program.latent_policy.steps) == (50_000, 60_000)
     assert config.decoder.labels[0] == 8 and config.decoder.labels[-1] == 131_072
-    assert program.online.decoder.units == (192, 128, 64)
-    assert program.online.ppo.steps == 976
+    assert program.online.supervision.decoder.units == (192, 128, 64)
+    assert program.online.ppo.updates == 976
 
 
 def test_ablations_are_configuration():
@@ -55,7 +55,7 @@ def test_ablations_are_configuration():
     config.vq.enabled = config.online.supervised = False
     program = resolve(config, SHAPE, ACTIONS)
     assert not program.model.idm.vq.enabled
-    assert program.online.network.latent_size == 0 and program.online.decoder is None
+    assert program.online.network.latent_size == 0 and program.online.supervision is None
 
 
 def test_an_unknown_game_or_preset_is_refused():
@@ -76,6 +76,8 @@ def test_an_unknown_game_or_preset_is_refused():
     ("latent_policy.steps", 0, "latent_policy.steps is 0; it must be >= 1"),
     ("online.minibatches", 3, "online.minibatches is 3, which does not divide online.horizon"),
     ("scratch.discount", 1.0, "it must be in"),
+    ("scratch.frames", 100, "scratch.frames is 100, less than one rollout"),
+    ("online.supervised_capacity", 0, "online.supervised_capacity is 0; it must be >= 1"),
     ("cloning.learning_rate", 0.0, "cloning.learning_rate is 0.0; it must be positive"),
 ])
 def test_settings_that_cannot_be(key, value, message):

@@ -13,11 +13,11 @@ import flax.linen as nn
 import flax.struct
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
-from lawm_jax.data.frames import FrameWindows
-from lawm_jax.lapo import learner
-from lawm_jax.lapo.learner import LatentActionModel, Metrics, Params
+from lawm_jax.data.frames import FrameArrays
+from lawm_jax.lapo.learner import Metrics, Params
 from lawm_jax.runner import AXIS, row_keys
 from lawm_jax.vision import FrameNetwork, scale
 
@@ -179,38 +179,37 @@ def empty_latents(capacity: int, latent_size: int) -> Latents:
     )
 
 
-@functools.partial(jax.jit, static_argnums=0, donate_argnums=2)
-def gather(
-    model: LatentActionModel,
-    params: dict[str, Params],
-    latents: Latents,
-    observation: jax.Array,
-    action: jax.Array,
-    done: jax.Array,
-    weight: jax.Array,
-) -> Latents:
-    """Adds the labelled transitions of a rollout, with the z that the frozen IDM infers of them.
-
-    Transitions whose three frames are not of one episode are left out, as are those for which no
-    room is left.
+def episodes_of(
+    observation: np.ndarray, action: np.ndarray, reward: np.ndarray, weight: np.ndarray
+) -> FrameArrays:
+    """A rollout as frames whose episodes are told apart, environment after environment.
 
     Args:
-      params: {"idm": ...} of stage 1.
       observation: [N, T + 1, H, W, 3] uint8, the last one after the last action.
-      action: [N, T] int32, done [N, T] bool: the action ended the episode.
-      weight: [N, T] float32, 0 where the step carried no transition (a reset), otherwise 1.
+      action, reward: [N, T].
+      weight: [N, T], 0 where the step was a reset: the next frame is of another episode.
     """
-    before, at, after = observation[:, :-2], observation[:, 1:-1], observation[:, 2:]
-    flat = lambda x: x.reshape(-1, *x.shape[2:])
-    z = learner.infer(model, params, FrameWindows(*map(flat, (before, at, after, action[:, 1:]))))
-    kept = flat((weight[:, :-1] > 0) & (weight[:, 1:] > 0) & ~done[:, :-1])
+    begins = np.ones(observation.shape[:2], bool)  # frame t + 1 begins an episode: reset at t
+    begins[:, 1:] = weight == 0
+    last = lambda x, value: np.pad(x, ((0, 0), (0, 1)), constant_values=value).reshape(-1)
+    return FrameArrays(
+        observation.reshape(-1, *observation.shape[2:]),
+        last(action, -1).astype(np.int32),
+        last(reward, 0).astype(np.float32),
+        (np.cumsum(begins) - 1).astype(np.int32),
+    )
+
+
+@functools.partial(jax.jit, donate_argnums=0)
+def append(latents: Latents, z: jax.Array, action: jax.Array, count: jax.Array) -> Latents:
+    """Adds the first `count` rows of z [M, Z] and action [M], as many as there is room for."""
+    capacity, row = latents.z.shape[0], jnp.arange(z.shape[0])
     # Rows without a place go past the end, where `drop` leaves them out.
-    capacity = latents.z.shape[0]
-    place = jnp.where(kept, latents.count + jnp.cumsum(kept) - 1, capacity)
+    place = jnp.where(row < count, latents.count + row, capacity)
     return Latents(
         latents.z.at[place].set(z, mode="drop"),
-        latents.action.at[place].set(flat(action[:, 1:]), mode="drop"),
-        jnp.minimum(latents.count + jnp.sum(kept), capacity).astype(jnp.int32),
+        latents.action.at[place].set(action, mode="drop"),
+        jnp.minimum(latents.count + count, capacity).astype(jnp.int32),
     )
 
 

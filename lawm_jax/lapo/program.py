@@ -11,6 +11,7 @@ from lawm_jax.lapo.decode import Decoder, DecoderConfig
 from lawm_jax.lapo.fdm import FDMConfig
 from lawm_jax.lapo.idm import InverseDynamics
 from lawm_jax.lapo.learner import LatentActionModel
+from lawm_jax.lapo.online import Online, Supervision
 from lawm_jax.lapo.optimiser import TrainingConfig
 from lawm_jax.lapo.vq import VQConfig
 from lawm_jax.online.ppo import ActorCritic, PPOConfig
@@ -18,14 +19,6 @@ from lawm_jax.runner import rows_per_device
 from lawm_jax.vision import EncoderConfig, FrameNetwork
 
 TRAININGS = ("latent_action", "latent_policy", "cloning", "supervised_idm")
-
-
-class Online(NamedTuple):
-    """A network that PPO trains, its settings, and those of its supervised head if it has one."""
-
-    network: ActorCritic
-    ppo: PPOConfig
-    decoder: DecoderConfig | None
 
 
 class Program(NamedTuple):
@@ -110,8 +103,17 @@ def _online(config: ConfigDict, encoder: EncoderConfig, vq: VQConfig, actions: i
     ppo = _ppo(config.online)
     if not config.online.supervised:
         return Online(ActorCritic(encoder, actions), ppo, None)
-    decoder = _decoder(config.online.decoder, steps=0)
-    return Online(ActorCritic(encoder, actions, vq.latent_size, decoder.units), ppo, decoder)
+    online = config.online
+    supervision = Supervision(
+        decoder=_decoder(online.decoder, steps=0),
+        capacity=online.supervised_capacity,
+        first=online.supervised_from,
+        last=online.supervised_to,
+        always_until=online.supervised_always_until,
+        every=online.supervised_every,
+    )
+    units = supervision.decoder.units
+    return Online(ActorCritic(encoder, actions, vq.latent_size, units), ppo, supervision)
 
 
 def _check(config: ConfigDict, frame_shape: tuple[int, int, int], actions: int) -> None:
@@ -160,6 +162,8 @@ def _check_counts(config: ConfigDict) -> None:
         "fdm": ("width", "levels"), "vq": ("books", "codes", "size", "embeddings"),
         "decoder": ("steps", "rows"), "evaluation": ("windows", "envs"),
         "run": ("steps_per_call", "checkpoint_every", "evaluate_every"),
+        "online_run": ("steps_per_call", "checkpoint_every", "evaluate_every"),
+        "online": ("supervised_capacity", "supervised_every"),
     } | {name: ("steps", "rows") for name in TRAININGS}
     for section, names in counts.items():
         for name in names:
@@ -179,6 +183,11 @@ def _check_ppo(ppo: ConfigDict, section: str) -> None:
         raise InputError(
             f"{section}.minibatches is {ppo.minibatches}, which does not divide {section}.horizon "
             f"({ppo.horizon})"
+        )
+    if ppo.frames < ppo.envs * ppo.horizon:
+        raise InputError(
+            f"{section}.frames is {ppo.frames}, less than one rollout of {section}.envs x "
+            f"{section}.horizon ({ppo.envs * ppo.horizon})"
         )
     if not 0.0 <= ppo.discount < 1.0:
         raise InputError(f"{section}.discount is {ppo.discount}; it must be in [0, 1)")

@@ -4,6 +4,10 @@ Pure functions over one struct; the environments are stepped outside. Decoding a
 the same update on a network with a second, supervised head, whose logits are averaged with those of
 PPO (LAPO section 4.3). Which parameters learn, and how fast, is said a group at a time.
 
+An update is `make_prepare`'s function (rewards and advantages of a rollout), then epochs x
+minibatches of `make_step`'s, which the runner loops over: XLA's convolutions are slow inside loops
+on CPUs. A trunk that is frozen has run when the policy acted, and does not run again.
+
 Letters of shapes: N environments, T steps a rollout, A actions, F flattened features.
 """
 
@@ -29,6 +33,7 @@ from lawm_jax.vision import EncoderConfig, Trunk, scale
 Params = dict[str, Any]
 Metrics = dict[str, jax.Array]
 Points = tuple[tuple[float, float], ...]
+ORDER, ACT = range(2)  # tags of an update's keys
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,9 +74,24 @@ class PPOConfig:
     groups: tuple[tuple[str, Points], ...]
 
     @property
-    def steps(self) -> int:
+    def updates(self) -> int:
         """Updates of the whole training, each on one rollout of every environment."""
-        return self.frames // (self.envs * self.horizon)
+        return self.frames // self.rollout_frames
+
+    @property
+    def rollout_frames(self) -> int:
+        """Frames of one rollout of every environment."""
+        return self.envs * self.horizon
+
+    @property
+    def update_steps(self) -> int:
+        """Minibatch steps of one update."""
+        return self.epochs * self.minibatches
+
+    @property
+    def frozen_trunk(self) -> bool:
+        """Whether the features of a frame never change."""
+        return "trunk" not in dict(self.groups)
 
 
 class ActorCritic(nn.Module):
@@ -119,14 +139,15 @@ class ActorCritic(nn.Module):
 class Rollout(NamedTuple):
     """T steps of N environments, environments leading so that devices can divide them.
 
-    observation: [N, T, H, W, 3] uint8, what each action saw.
+    inputs: what each action saw: frames [N, T, H, W, 3] uint8 or, where the trunk is frozen, its
+      features [N, T, F].
     action: [N, T] int32; log_prob and value [N, T] float32 as `act` gave them.
     reward: [N, T] float32 of the action; done: [N, T] bool, it ended the episode.
     weight: [N, T] float32, 0 for steps that carry no transition (EnvPool's resets), otherwise 1.
     last_value: [N] float32 of the observation after the last step.
     """
 
-    observation: jax.Array
+    inputs: jax.Array
     action: jax.Array
     log_prob: jax.Array
     value: jax.Array
@@ -144,7 +165,7 @@ class PPOState:
     opt_state: optax.OptState  # of the groups that learn
     rewards: RewardScale
     seed: jax.Array
-    step: jax.Array  # updates: step * envs * horizon frames
+    step: jax.Array  # minibatch steps, `PPOConfig.update_steps` to an update
 
 
 def init(
@@ -194,14 +215,38 @@ def learning(config: PPOConfig, params: Params) -> Params:
     return {name: params[name] for name, _ in config.groups}
 
 
-@functools.partial(jax.jit, static_argnums=0)
-def act(
-    network: ActorCritic, params: Params, observation: jax.Array, key: jax.Array
-) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Samples for frames [N, H, W, 3] uint8: actions [N], log-probabilities [N], values [N]."""
-    logits, value = network.apply({"params": params}, observation)
-    action = jax.random.categorical(key, logits).astype(jnp.int32)
-    return action, _log_prob(logits, action), value
+class Acted(NamedTuple):
+    """What a policy does about frames [N]: actions, log-probabilities, values [N]; inputs as in
+    `Rollout`, [N, ...]."""
+
+    action: jax.Array
+    log_prob: jax.Array
+    value: jax.Array
+    inputs: jax.Array
+
+
+def make_act(
+    network: ActorCritic, config: PPOConfig, devices: int
+) -> Callable[[tuple[PPOState, jax.Array], jax.Array], tuple[None, Acted]]:
+    """The per-device function that `runner.map_rows` maps: samples for frames [N, H, W, 3] uint8.
+
+    It is called with (state, t): step t of the rollout that the state's next update learns from.
+    """
+    rows = config.envs // devices
+
+    def act(shared: tuple[PPOState, jax.Array], observation: jax.Array) -> tuple[None, Acted]:
+        state, t = shared
+        # A rollout asks T + 1 times: the last one is for the value only.
+        count = (state.step // config.update_steps) * (config.horizon + 1) + t
+        keys = row_keys(state.seed, count, ACT, rows)
+        apply = functools.partial(network.apply, {"params": state.params})
+        features = apply(observation, method="features")
+        logits, value = apply(features, method="heads")
+        action = jax.vmap(jax.random.categorical)(keys, logits).astype(jnp.int32)
+        inputs = features if config.frozen_trunk else observation
+        return None, Acted(action, _log_prob(logits, action), value, inputs)
+
+    return act
 
 
 class Samples(NamedTuple):
@@ -254,105 +299,93 @@ def ppo_loss(
     }
 
 
-def make_update(
-    network: ActorCritic, config: PPOConfig, devices: int
-) -> Callable[[PPOState, None, Rollout], tuple[PPOState, Metrics]]:
-    """The per-device update on one rollout that `runner.data_parallel` maps, to run for one step.
+def make_prepare(
+    config: PPOConfig,
+) -> Callable[[PPOState, Rollout], tuple[PPOState, Samples]]:
+    """The per-device function that `runner.map_rows` maps: a rollout's samples [N, T].
 
-    Where the trunk is frozen its features are computed once, not in every epoch.
+    The state returned has counted the rollout's rewards.
+    """
+
+    def prepare(state: PPOState, rollout: Rollout) -> tuple[PPOState, Samples]:
+        # A reset's reward is a stale copy of the last one, and it ends nothing.
+        real = rollout.weight > 0
+        reward, done = jnp.where(real, rollout.reward, 0.0), rollout.done & real
+        rewards, reward = normalise(
+            state.rewards, reward, done, config.discount, config.reward_clip
+        )
+        advantage = generalised_advantages(
+            reward.T, rollout.value.T, rollout.last_value, 1.0 - done.T.astype(jnp.float32),
+            config.discount, config.lambda_,
+        ).T
+        return state.replace(rewards=rewards), Samples(
+            rollout.inputs, rollout.action, rollout.log_prob, rollout.value, advantage,
+            rollout.weight,
+        )
+
+    return prepare
+
+
+def make_step(
+    network: ActorCritic, config: PPOConfig, devices: int
+) -> Callable[[PPOState, None, Samples], tuple[PPOState, Metrics]]:
+    """The per-device minibatch step that `runner.data_parallel` maps.
+
+    An update is `config.update_steps` of them on the samples [N, T] of one rollout.
     """
     rows = config.envs // devices
-    frozen_trunk = "trunk" not in dict(config.groups)
     optimiser = _optimiser(config)
 
-    def one(carry: tuple, batch: Samples, rates: dict[str, jax.Array], frozen: Params) -> tuple:
-        trained, opt_state = carry
-        loss = lambda trained: ppo_loss(network, config, frozen | trained, batch)
+    def step(state: PPOState, shared: None, samples: Samples) -> tuple[PPOState, Metrics]:
+        del shared
+        chex.assert_shape(samples.action, (rows, config.horizon))
+        order = _order(config, state, rows)
+        pick = jax.vmap(lambda x, order: x[order])
+        flat = lambda x: pick(x, order).reshape(-1, *x.shape[2:])
+        batch = jax.tree.map(flat, samples)
+        trained = learning(config, state.params)
+        loss = lambda trained: ppo_loss(network, config, state.params | trained, batch)
         grads, metrics = jax.grad(loss, has_aux=True)(trained)
         grads, metrics = jax.lax.pmean((grads, metrics), AXIS)
-        updates, opt_state = optimiser.update(grads, opt_state)
+        updates, opt_state = optimiser.update(grads, state.opt_state)
+        rates = learning_rates(config, state.step // config.update_steps)
         trained = {
             name: jax.tree.map(lambda p, u, rate=rates[name]: p - rate * u, group, updates[name])
             for name, group in trained.items()
         }
-        return (trained, opt_state), metrics | {"gradient_norm": optax.tree.norm(grads)}
-
-    def update(state: PPOState, shared: None, rollout: Rollout) -> tuple[PPOState, Metrics]:
-        del shared
-        chex.assert_shape(rollout.action, (rows, config.horizon))
-        rewards, samples = _prepare(config, state.rewards, rollout)
-        frozen = {k: v for k, v in state.params.items() if k not in dict(config.groups)}
-        if frozen_trunk:
-            samples = samples._replace(inputs=_features(network, state.params, samples.inputs))
-        rates = learning_rates(config, state.step)
-        order = _order(config, state, rows)
-
-        def body(carry: tuple, order: jax.Array) -> tuple:
-            pick = jax.vmap(lambda x, order: x[order])
-            flat = lambda x: pick(x, order).reshape(-1, *x.shape[2:])
-            return one(carry, jax.tree.map(flat, samples), rates, frozen)
-
-        carry = (learning(config, state.params), state.opt_state)
-        (trained, opt_state), metrics = jax.lax.scan(body, carry, order)
-        metrics = jax.tree.map(jnp.mean, metrics)
-        metrics["reward_deviation"] = jnp.sqrt(rewards.variance)
+        metrics["gradient_norm"] = optax.tree.norm(grads)
+        metrics["reward_deviation"] = jnp.sqrt(state.rewards.variance)
         state = state.replace(
-            params=state.params | trained,
-            opt_state=opt_state,
-            rewards=rewards,
-            step=state.step + 1,
+            params=state.params | trained, opt_state=opt_state, step=state.step + 1
         )
         return state, metrics
 
-    return update
+    return step
 
 
-def learning_rates(config: PPOConfig, step: jax.Array) -> dict[str, jax.Array]:
+def learning_rates(config: PPOConfig, update: jax.Array) -> dict[str, jax.Array]:
     """The learning rate of each group at an update."""
-    frames = (step * (config.envs * config.horizon)).astype(jnp.float32)
+    frames = (update * config.rollout_frames).astype(jnp.float32)
     return {
         name: config.learning_rate * jnp.interp(frames, *map(jnp.array, zip(*points, strict=True)))
         for name, points in config.groups
     }
 
 
-def _prepare(
-    config: PPOConfig, rewards: RewardScale, rollout: Rollout
-) -> tuple[RewardScale, Samples]:
-    """Normalised rewards and advantages of a rollout; samples [N, T]."""
-    # A reset's reward is a stale copy of the last one, and it ends nothing.
-    real = rollout.weight > 0
-    reward, done = jnp.where(real, rollout.reward, 0.0), rollout.done & real
-    rewards, reward = normalise(rewards, reward, done, config.discount, config.reward_clip)
-    advantage = generalised_advantages(
-        reward.T, rollout.value.T, rollout.last_value, 1.0 - done.T.astype(jnp.float32),
-        config.discount, config.lambda_,
-    ).T
-    return rewards, Samples(
-        rollout.observation, rollout.action, rollout.log_prob, rollout.value, advantage,
-        rollout.weight,
-    )
-
-
-def _features(network: ActorCritic, params: Params, observation: jax.Array) -> jax.Array:
-    """The trunk's features [N, T, F], one environment after another: bounds memory."""
-    return jax.lax.map(
-        lambda x: network.apply({"params": params}, x, method="features"), observation
-    )
-
-
 def _order(config: PPOConfig, state: PPOState, rows: int) -> jax.Array:
-    """Steps [epochs * minibatches, N, T / minibatches] of each environment, a fresh order an epoch.
+    """Steps [N, T / minibatches] of each environment for one minibatch, a fresh order an epoch.
 
     Keyed by the environment, so that a minibatch is the same whatever the number of devices.
     """
+    update, index = jnp.divmod(state.step, config.update_steps)
+    epoch, minibatch = jnp.divmod(index, config.minibatches)
+    keys = row_keys(state.seed, update, ORDER, rows)
 
     def one(key: jax.Array) -> jax.Array:
-        keys = jax.random.split(key, config.epochs)
-        order = jax.vmap(lambda key: jax.random.permutation(key, config.horizon))(keys)
-        return order.reshape(config.epochs * config.minibatches, -1)
+        order = jax.random.permutation(jax.random.fold_in(key, epoch), config.horizon)
+        return order.reshape(config.minibatches, -1)[minibatch]
 
-    return jax.vmap(one, out_axes=1)(row_keys(state.seed, state.step, 0, rows))
+    return jax.vmap(one)(keys)
 
 
 def _optimiser(config: PPOConfig) -> optax.GradientTransformation:
