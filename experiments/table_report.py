@@ -49,9 +49,12 @@ def rows_of(cells: Cells, labels: str) -> Rows:
     rows: Rows = {}
     for (task, dataset, fraction), by_method in sorted(cells.items()):
         if fraction in (labels, "100%"):
-            found = {method: runs for method, runs in by_method.items() if method in NAMES}
-            rows.setdefault(f"{task}/{dataset}", {}).update(found)
-    return {name: row for name, row in rows.items() if row}
+            rows.setdefault(f"{task}/{dataset}", {}).update(by_method)
+    ordered = {
+        name: {method: row[method] for method in NAMES if method in row}
+        for name, row in rows.items()
+    }
+    return {name: row for name, row in ordered.items() if row}
 
 
 def shared_rows(rows: Rows) -> Rows:

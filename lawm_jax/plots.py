@@ -212,9 +212,9 @@ def interval_curves(
             axes.set_xticks(ticks, [f"{x:g}" for x in ticks], minor=False)
             axes.set_xticks([], minor=True)
         axes.set_title(title, fontsize=10)
+        axes.set_xlabel(x_label)
         _tidy(axes)
     _legend_below(figure, axes_row)
-    figure.supxlabel(x_label, fontsize=10)
     figure.supylabel(y_label, fontsize=10)
     _write(figure, path)
 
