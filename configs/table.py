@@ -5,8 +5,9 @@
 PRESET is one of
 
   evidence  what 2 CPU cores afford (the default): medium_replay of the three tasks and plan2explore
-            of one, 10 minutes a run of LAWM or C-LAP, about 9 hours in all one after another
+            of one, LAPO's games that have a scripted expert; 10 minutes a run of LAWM or C-LAP
   paper     all twelve rows at the paper's scale, five seeds, and LAPO's 16 games; for accelerators
+            (12 of the games need published data); keep its results apart: --results=DIR
   tiny      a few runs under a minute each, which learn nothing; for tests
 """
 
