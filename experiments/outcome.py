@@ -9,7 +9,6 @@ import jax
 import numpy as np
 
 from experiments import launch
-from experiments.report import student_interval
 from experiments.summary import summary
 from experiments.training import Session
 from lawm_jax import plots, runner
@@ -21,6 +20,8 @@ from lawm_jax.envs.dmc import ControlSuite
 from lawm_jax.envs.evaluation import Evaluation
 from lawm_jax.errors import InputError
 from lawm_jax.metrics import read_metrics
+from lawm_jax.seeds import derive
+from lawm_jax.statistics import student_half_width
 
 FRAMES_PER_SECOND = 20  # of the video
 
@@ -30,8 +31,7 @@ def simulator(task: str, seed: int, episodes: int, step: int) -> ControlSuite:
 
     seed, step: of the agent that is evaluated.
     """
-    seed = int(np.random.SeedSequence([seed, step]).generate_state(1)[0] >> 1)
-    return ControlSuite(task, episodes, seed=seed)
+    return ControlSuite(task, episodes, seed=derive(seed, step))
 
 
 def conclude(run: launch.Run, write: Callable[[], None], video: Callable[[], None]) -> None:
@@ -78,7 +78,7 @@ def report(
     evaluation = mean_of([one["evaluation"] for one in each])
     if len(each) > 1:
         means = [one["evaluation"]["return_mean"] for one in each]
-        evaluation["return_ci95"] = student_interval(means)
+        evaluation["return_ci95"] = student_half_width(means)
     last: dict[str, Any] = {}
     for record in records:
         last |= {name: x for name, x in record.items() if name not in ("step", "phase")}

@@ -16,11 +16,17 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 BLUE, ORANGE, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#666666"
+METHOD_COLOURS = {
+    "lawm": BLUE, "c_lap": ORANGE, "c_lap_oracle": GREY, "idm_td3_bc": GREEN, "td3_bc": "#CC79A7",
+    "td3_bc_oracle": "#BBBBBB", "bc": "#E69F00",
+    "lapo": BLUE, "lapo_without_vq": ORANGE, "behaviour_cloning": GREY,
+}
 QUARTILES = (
     ("p75", "75th percentile", ":"),
     ("median", "median", "--"),
     ("p25", "25th percentile", ":"),
 )
+Interval = tuple[float, float, float]  # mean, low, high
 
 
 def learning_curve(
@@ -194,28 +200,122 @@ def coloured_points(
     _write(figure, path)
 
 
-def return_bars(
-    path: epath.PathLike, panels: Mapping[str, Mapping[str, Mapping[str, tuple[float, float]]]]
+def bars(
+    path: epath.PathLike,
+    panels: Mapping[str, Mapping[str, Mapping[str, Interval]]],
+    y_label: str,
+    names: Mapping[str, str] | None = None,
 ) -> None:
-    """Draws returns with their intervals as bars, a panel a data set, a group a label fraction.
+    """Draws means with their intervals as bars, a panel a data set, groups of methods side by side.
 
-    panels: title -> labels ("1%") -> method -> (mean, half-width of the 95% interval).
+    panels: title -> group ("1% labels") -> method -> (mean, low, high).
+    names: what the legend calls a method.
     """
-    colours = {"lawm": BLUE, "c_lap": ORANGE, "c_lap_oracle": GREY}
-    figure = _new_figure(3.2 * len(panels), 2.8)
+    figure = _new_figure(max(6.0, 3.2 * len(panels)), 2.8)
     axes_row = figure.subplots(1, len(panels), squeeze=False, sharey=True)[0]
     for axes, (title, groups) in zip(axes_row, panels.items(), strict=True):
         ticks, position = [], 0.0
-        for labels, methods in groups.items():
-            ticks.append((position + (len(methods) - 1) / 2, f"{labels} labels"))
-            for method, (mean, half) in methods.items():
-                axes.bar(position, mean, 0.9, color=colours.get(method, GREEN), label=method)
-                axes.errorbar(position, mean, half, color="black", capsize=3, linewidth=1)
+        for group, methods in groups.items():
+            ticks.append((position + (len(methods) - 1) / 2, group))
+            for method, interval in methods.items():
+                name = (names or {}).get(method, method)
+                axes.bar(position, interval[0], 0.9, color=_colour(method), label=name)
+                axes.errorbar(
+                    position, interval[0], _halves([interval]), color="black", capsize=3,
+                    linewidth=1,
+                )
                 position += 1.0
             position += 0.6
         axes.set_xticks(*zip(*ticks, strict=True))
         axes.set_title(title, fontsize=10)
         _tidy(axes)
+    _legend_below(figure, axes_row)
+    figure.supylabel(y_label, fontsize=10)
+    _write(figure, path)
+
+
+def interval_curves(
+    path: epath.PathLike,
+    panels: Mapping[str, Mapping[str, Mapping[float, Interval]]],
+    x_label: str,
+    y_label: str,
+    names: Mapping[str, str] | None = None,
+    log: bool = True,
+    band: bool = False,
+) -> None:
+    """Draws means with their intervals against a number, a panel a title, a curve a method.
+
+    panels: title -> method -> x -> (mean, low, high).
+    log: whether the numbers are on a logarithmic axis, where each of them becomes a tick.
+    band: intervals as a band, not as bars.
+    """
+    figure = _new_figure(max(5.0, 3.8 * len(panels)), 3.4)
+    axes_row = figure.subplots(1, len(panels), squeeze=False, sharey=True)[0]
+    for axes, (title, curves) in zip(axes_row, panels.items(), strict=True):
+        for method, points in curves.items():
+            x = sorted(points)
+            values = np.array([points[key] for key in x])
+            style = {"color": _colour(method), "label": (names or {}).get(method, method)}
+            if band:
+                axes.plot(x, values[:, 0], linewidth=1.5, **style)
+                axes.fill_between(
+                    x, values[:, 1], values[:, 2], color=style["color"], alpha=0.15, linewidth=0
+                )
+            else:
+                axes.errorbar(
+                    x, values[:, 0], _halves(values), marker="o", markersize=4, capsize=3, **style
+                )
+        if log:
+            ticks = sorted({x for points in curves.values() for x in points})
+            axes.set_xscale("log")
+            axes.set_xticks(ticks, [f"{x:g}" for x in ticks], minor=False)
+            axes.set_xticks([], minor=True)
+        axes.set_title(title, fontsize=10)
+        axes.set_xlabel(x_label)
+        _tidy(axes)
+    _legend_below(figure, axes_row)
+    figure.supylabel(y_label, fontsize=10)
+    _write(figure, path)
+
+
+def intervals(
+    path: epath.PathLike,
+    panels: Mapping[str, Mapping[str, Interval]],
+    x_label: str,
+    names: Mapping[str, str] | None = None,
+) -> None:
+    """Draws values with their intervals as points beside each other, a panel a title.
+
+    panels: title -> method -> (mean, low, high); methods from top to bottom.
+    """
+    figure = _new_figure(max(6.0, 3.8 * len(panels)), 2.6)
+    axes_row = figure.subplots(1, len(panels), squeeze=False, sharex=True)[0]
+    for axes, (title, rows) in zip(axes_row, panels.items(), strict=True):
+        for place, (method, interval) in enumerate(rows.items()):
+            axes.errorbar(
+                interval[0], -place, xerr=_halves([interval]), marker="o", capsize=3,
+                color=_colour(method),
+            )
+        axes.set_yticks(
+            range(0, -len(rows), -1), [(names or {}).get(method, method) for method in rows]
+        )
+        axes.set_title(title, fontsize=10)
+        _tidy(axes)
+    figure.supxlabel(x_label, fontsize=10)
+    _write(figure, path)
+
+
+def _colour(method: str) -> str:
+    return METHOD_COLOURS.get(method, GREEN)
+
+
+def _halves(values: Sequence[Interval] | np.ndarray) -> np.ndarray:
+    """What matplotlib's error bars take: [2, N] distances from the means, none below zero."""
+    mean, low, high = np.asarray(values, float).T
+    return np.clip([mean - low, high - mean], 0.0, None)
+
+
+def _legend_below(figure: "Figure", axes_row: Sequence["Axes"]) -> None:
     handles = {
         label: handle
         for axes in axes_row
@@ -223,10 +323,8 @@ def return_bars(
     }
     figure.legend(
         handles.values(), handles.keys(), frameon=False, loc="outside lower center",
-        ncols=len(handles), fontsize=9,
+        ncols=max(1, len(handles)), fontsize=9,
     )
-    figure.supylabel("episode return", fontsize=10)
-    _write(figure, path)
 
 
 def _new_figure(width: float, height: float) -> "Figure":

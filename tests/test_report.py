@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from experiments import report
+from experiments import raw_results, report
 from lawm_jax.errors import InputError
 
 
@@ -29,10 +29,11 @@ def result(method, labels, seed, mean):
 
 def test_interval_over_seeds_is_students_t_and_over_one_run_its_episodes():
     means = [400.0, 430.0, 490.0]
-    mean, half = report.mean_and_interval([result("lawm", 0.05, s, m) for s, m in enumerate(means)])
+    runs = [result("lawm", 0.05, seed, mean) for seed, mean in enumerate(means)]
+    mean, half = raw_results.mean_and_interval(runs)
     low, high = stats.t.interval(0.95, 2, loc=np.mean(means), scale=stats.sem(means))
     np.testing.assert_allclose([mean - half, mean + half], [low, high], rtol=1e-3)
-    assert report.mean_and_interval([result("lawm", 0.05, 0, 400.0)]) == (400.0, 7.0)
+    assert raw_results.mean_and_interval([result("lawm", 0.05, 0, 400.0)]) == (400.0, 7.0)
 
 
 def test_table_has_a_row_for_each_label_fraction_with_the_oracle_beside(tmp_path):
@@ -41,7 +42,7 @@ def test_table_has_a_row_for_each_label_fraction_with_the_oracle_beside(tmp_path
         workdir = tmp_path / f"run{n}"
         workdir.mkdir()
         (workdir / "results.json").write_text(json.dumps(entry))
-        report.add(tmp_path / "raw", workdir)
+        raw_results.add(tmp_path / "raw", workdir)
     lines = report.table(tmp_path / "raw").splitlines()
     assert len(lines) == 4
     one, five = (line for line in lines if "%" in line.split("|")[3])
@@ -56,15 +57,15 @@ def test_the_difference_is_paired_by_seed():
     others = ((2, 400.0), (0, 229.0), (1, 292.0), (3, 9.0))
     theirs = [result("c_lap", 0.01, s, m) for s, m in others]
     low, high = stats.t.interval(0.95, 2, loc=np.mean([37, 31, 33]), scale=stats.sem([37, 31, 33]))
-    mean, half = report.difference(ours, theirs)
+    mean, half = raw_results.difference(ours, theirs)
     np.testing.assert_allclose([mean - half, mean + half], [low, high], rtol=1e-3)
-    assert report.difference(ours[:1], theirs[:1]) is None
+    assert raw_results.difference(ours[:1], theirs[:1]) is None
 
 
 def test_results_of_other_data_or_settings_do_not_mix(tmp_path):
     def keep(entry):
         (tmp_path / "results.json").write_text(json.dumps(entry))
-        report.add(tmp_path / "raw", tmp_path)
+        raw_results.add(tmp_path / "raw", tmp_path)
 
     keep(result("lawm", 0.05, 0, 411.0))
     other = result("lawm", 0.05, 0, 500.0)
@@ -80,6 +81,6 @@ def test_results_of_other_data_or_settings_do_not_mix(tmp_path):
 
 def test_an_unfinished_run_and_an_empty_directory_are_refused(tmp_path):
     with pytest.raises(InputError, match="not finished"):
-        report.add(tmp_path / "raw", tmp_path)
+        raw_results.add(tmp_path / "raw", tmp_path)
     with pytest.raises(InputError, match="holds no results"):
         report.table(tmp_path)

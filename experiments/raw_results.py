@@ -1,0 +1,212 @@
+"""The raw results of runs, one small JSON file each, and what several of them say together."""
+
+import json
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from lawm_jax import statistics
+from lawm_jax.errors import InputError
+
+Result = dict[str, Any]
+Cells = dict[tuple[str, str, str], dict[str, list[Result]]]
+
+# What is known of the paper's Table 1 at 5% labels: LAWM's return / 10.
+PAPER = {
+    ("walker_walk", "expert", "5%"): "94.3 ± 0.6",
+    ("cheetah_run", "expert", "5%"): "52.4 ± 23.5",
+}
+BOOTSTRAP_FROM = 5  # seeds; of fewer the bootstrap's interval is far too narrow
+LAPO_METHODS = {  # name -> what of configs/procgen.py makes it
+    "lapo": {},
+    "lapo_without_vq": {"vq.enabled": False},
+}
+
+
+# ---- files
+
+
+def file_name(result: Result) -> str:
+    """The name under which a result is kept: data set, method, labels where it has them, seed."""
+    config = result["config"]
+    dataset = result["dataset"]["name"].replace("/", "_")
+    if is_lapo(result):
+        return f"{dataset}_{lapo_method(config)}_seed{result['seed']}.json"
+    labels = f"{100 * config['data']['label_fraction']:g}pct"
+    return f"{dataset}_{config['method']}_{labels}_seed{result['seed']}.json"
+
+
+def is_lapo(result: Result) -> bool:
+    """Whether a result is one of experiments.lapo."""
+    return "data_policy" in result
+
+
+def lapo_method(config: Mapping[str, Any]) -> str:
+    """Which of LAPO_METHODS a config of configs/procgen.py is."""
+    return "lapo" if config["vq"]["enabled"] else "lapo_without_vq"
+
+
+def same_config(kept: Mapping[str, Any], config: Mapping[str, Any]) -> bool:
+    """Whether a kept result is of this config; keys that came after it was kept count as equal."""
+    return all(
+        key in config
+        and (same_config(value, config[key]) if isinstance(value, dict) else value == config[key])
+        for key, value in kept.items()
+    )
+
+
+def add(directory: Path, workdir: Path) -> list[Path]:
+    """Copies a finished run's results.json into the directory of raw results, a file a seed.
+
+    Raises:
+      InputError: the run is not finished or its policy was not evaluated, or the directory holds
+        the result of another configuration under this name.
+    """
+    source = workdir / "results.json"
+    if not source.exists():
+        raise InputError(f"{source} not found: the run is not finished")
+    result = json.loads(source.read_text())
+    if "evaluation" not in result and not is_lapo(result):
+        raise InputError(f"{source} is not the result of a policy that was evaluated")
+    targets = {directory / file_name(one): one for one in of_seeds(result)}
+    for target, one in targets.items():
+        if target.exists() and json.loads(target.read_text())["config"] != one["config"]:
+            raise InputError(
+                f"{target} holds the result of another configuration; use another directory"
+            )
+    directory.mkdir(parents=True, exist_ok=True)
+    for target, one in targets.items():
+        part = target.with_suffix(".part")
+        part.write_text(json.dumps(one, indent=1) + "\n")
+        part.replace(target)
+    return list(targets)
+
+
+def of_seeds(result: Result) -> list[Result]:
+    """A result for each seed of a run whose seeds learned side by side (num_seeds)."""
+    if "seeds" not in result:
+        return [result]
+    shared = {name: value for name, value in result.items() if name != "seeds"}
+    return [
+        shared | {
+            "seed": one["seed"],
+            "evaluation": one["evaluation"],
+            "metrics": result["metrics"] | one["metrics"],
+        }
+        for one in result["seeds"]
+    ]
+
+
+def read(directory: Path) -> list[Result]:
+    """All raw results of a directory; none where it is missing."""
+    return [json.loads(path.read_text()) for path in sorted(directory.glob("*.json"))]
+
+
+def read_cells(directory: Path) -> Cells:
+    """The raw results of a directory by (task, data set, labels as "5%") and method.
+
+    Those at 100% labels have "_oracle" behind the method's name.
+
+    Raises:
+      InputError: there are none, or those of a row come from different data.
+    """
+    cells: Cells = defaultdict(lambda: defaultdict(list))
+    for result in read(directory):
+        config, oracle = result["config"], result["config"]["data"]["label_fraction"] == 1.0
+        method = config["method"] + ("_oracle" if oracle else "")
+        labels = "100%" if oracle else f"{100 * config['data']['label_fraction']:g}%"
+        name = result["dataset"]["name"].removesuffix(f"_{config['data']['trajectories']}")
+        dataset = name.removeprefix(f"{config['task']}/")
+        cells[config["task"], dataset, labels][method].append(result)
+    if not cells:
+        raise InputError(f"{directory} holds no results")
+    _check_comparable(directory, cells)
+    return cells
+
+
+def _check_comparable(directory: Path, cells: Cells) -> None:
+    """Refuses a row whose results come from different data: their numbers say nothing together."""
+    fingerprints = defaultdict(set)
+    for (task, dataset, _), by_method in cells.items():
+        for results in by_method.values():
+            fingerprints[task, dataset] |= {result["dataset"]["fingerprint"] for result in results}
+    for (task, dataset), found in fingerprints.items():
+        if len(found) > 1:
+            raise InputError(
+                f"{directory}: the results on {task}/{dataset} come from {len(found)} different "
+                "data sets (their fingerprints differ); remove those of the old one"
+            )
+
+
+# ---- estimates
+
+
+class Estimate(NamedTuple):
+    """A mean with the ends of its 95% interval."""
+
+    mean: float
+    low: float
+    high: float
+
+    def scaled(self, factor: float) -> "Estimate":
+        """In another unit."""
+        return Estimate(*(factor * value for value in self))
+
+
+def mean_and_interval(results: Sequence[Result]) -> tuple[float, float]:
+    """Mean final return of seeds and the half-width of its 95% interval.
+
+    Over seeds by Student's t, or over the one run's episodes.
+    """
+    means = [result["evaluation"]["return_mean"] for result in results]
+    if len(means) == 1:
+        return means[0], results[0]["evaluation"]["return_ci95"]
+    return float(np.mean(means)), statistics.student_half_width(means)
+
+
+def estimate(results: Sequence[Result]) -> Estimate:
+    """Mean final return of a cell's seeds; its interval by the bootstrap where there are many."""
+    if len(results) >= BOOTSTRAP_FROM:
+        return aggregate(statistics.mean, [results])
+    mean, half = mean_and_interval(results)
+    return Estimate(mean, mean - half, mean + half)
+
+
+def aggregate(
+    statistic: Callable[[statistics.Strata], np.ndarray], cells: Sequence[Sequence[Result]]
+) -> Estimate:
+    """A statistic of the final returns of several cells, by the stratified bootstrap.
+
+    A cell of one run varies by its episodes alone.
+    """
+    strata = [np.array([r["evaluation"]["return_mean"] for r in results]) for results in cells]
+    errors = [results[0]["evaluation"]["return_ci95"] / 1.96 for results in cells]
+    low, high = statistics.bootstrap_interval(statistic, strata, errors)
+    return Estimate(statistic(strata), low, high)
+
+
+def difference(a: Sequence[Result], b: Sequence[Result]) -> tuple[float, float] | None:
+    """Mean of a's return minus b's over the seeds that both have, with its 95% interval.
+
+    Seeds share their labelled trajectories, so the difference is taken seed by seed (paired). None
+    where no seed is shared.
+    """
+    other = {result["seed"]: result["evaluation"] for result in b}
+    pairs = [(r["evaluation"], other[r["seed"]]) for r in a if r["seed"] in other]
+    gains = [x["return_mean"] - y["return_mean"] for x, y in pairs]
+    if len(gains) < 2:
+        return next(
+            ((g, float(np.hypot(x["return_ci95"], y["return_ci95"])))
+             for g, (x, y) in zip(gains, pairs, strict=True)),
+            None,
+        )
+    return float(np.mean(gains)), statistics.student_half_width(gains)
+
+
+def average(results: Sequence[Result], section: str, key: str) -> float:
+    """Mean of a figure over results; NaN where one lacks it."""
+    values = [result[section].get(key, np.nan) for result in results]
+    return float(np.mean(values)) if values else float("nan")

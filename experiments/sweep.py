@@ -1,0 +1,188 @@
+"""Runs many experiments, each as a process of its own, so that nothing is done twice."""
+
+import ctypes
+import dataclasses
+import json
+import os
+import re
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from experiments import raw_results
+from experiments.launch import DONE, FAILED, STOPPED, StopSignal
+from lawm_jax.errors import InputError
+
+POLL_SECONDS = 0.2
+PR_SET_PDEATHSIG = 1  # of Linux's prctl
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """One run."""
+
+    name: str  # of its work directory and log
+    experiment: str  # module in experiments/
+    flags: tuple[str, ...]  # its config, as a user would type it
+    config: dict[str, Any]  # what they come to, as results.json has it
+    group: str  # subfolder of the results that its raw result belongs to
+
+
+class Place(NamedTuple):
+    """Where jobs work and where their results go."""
+
+    workdir: Path
+    data_dir: str
+    results: Path
+
+    def of(self, job: Job) -> Path:
+        """A job's work directory."""
+        return self.workdir / job.name
+
+    def log(self, job: Job) -> Path:
+        """The file that keeps what a job prints."""
+        return self.workdir / "logs" / f"{job.name}.txt"
+
+
+def command(job: Job, place: Place) -> list[str]:
+    """The command that runs a job."""
+    folders = [f"--workdir={place.of(job)}", f"--data_dir={place.data_dir}"]
+    return [sys.executable, "-m", f"experiments.{job.experiment}", *job.flags, *folders]
+
+
+def share_of(jobs: list[Job], share: str) -> list[Job]:
+    """Every COUNT-th job from INDEX on, of a share "INDEX/COUNT".
+
+    Raises:
+      InputError: it is not written so, or INDEX is not in 0, ..., COUNT - 1.
+    """
+    match = re.fullmatch(r"(\d+)/(\d+)", share)
+    if match is None or int(match[1]) >= int(match[2]):
+        raise InputError(f"--share is '{share}'; write INDEX/COUNT, INDEX from 0 to COUNT - 1")
+    return jobs[int(match[1]) :: int(match[2])]
+
+
+def run(
+    jobs: list[Job],
+    place: Place,
+    at_once: int = 1,
+    command: Callable[[Job, Place], list[str]] = command,
+) -> int:
+    """Runs what is not done yet and keeps its raw results; returns the exit code.
+
+    A failed job is reported and the others go on. SIGTERM and SIGINT are handed to the running
+    jobs, which save; what was stopped continues when the same is run again.
+
+    Args:
+      at_once: jobs that run side by side, each on its own share of this process's cores.
+
+    Raises:
+      InputError: fewer cores than that.
+    """
+    cores = sorted(os.sched_getaffinity(0))
+    if not 1 <= at_once <= len(cores):
+        raise InputError(f"--jobs is {at_once}; this process has {len(cores)} cores")
+    waiting = _todo(jobs, place)
+    print(f"{len(jobs)} jobs, {len(jobs) - len(waiting)} of them done before", flush=True)
+    running: dict[int, _Running] = {}
+    failed: list[str] = []
+    told = False
+    stop = StopSignal()
+    stop.install()
+    while running or (waiting and not stop.requested):
+        for n in set(range(at_once)) - running.keys() if not stop.requested else ():
+            if waiting:
+                job = waiting.pop(0)
+                running[n] = _start(job, place, set(cores[n::at_once]), command(job, place))
+        if stop.requested and not told:
+            told = True
+            for child in running.values():
+                child.process.terminate()
+        for n, child in list(running.items()):
+            if child.process.poll() is not None:
+                del running[n]
+                if not _conclude(child, place):
+                    failed.append(child.job.name)
+        time.sleep(POLL_SECONDS)
+    if stop.requested:
+        print("stopped; start the same command again to continue", flush=True)
+        return STOPPED
+    if failed:
+        print(f"{len(failed)} of {len(jobs)} jobs failed: {', '.join(failed)}", flush=True)
+    return FAILED if failed else DONE
+
+
+class _Running(NamedTuple):
+    job: Job
+    process: subprocess.Popen
+    began: float
+
+
+def _todo(jobs: list[Job], place: Place) -> list[Job]:
+    """The jobs without results; those of a finished run join the raw results.
+
+    Raw results that were kept count as well, so that a fresh clone repeats none of them.
+    """
+    kept = {
+        group: [result["config"] for result in raw_results.read(place.results / group)]
+        for group in {job.group for job in jobs}
+    }
+    todo = []
+    for job in jobs:
+        if any(raw_results.same_config(config, job.config) for config in kept[job.group]):
+            continue
+        results = place.of(job) / "results.json"
+        if results.exists() and json.loads(results.read_text())["config"] == job.config:
+            print(f"{job.name}: {raw_results.add(place.results / job.group, place.of(job))}")
+        else:
+            todo.append(job)  # where only the config differs, the run itself says in what
+    return todo
+
+
+def _start(job: Job, place: Place, cores: set[int], command: list[str]) -> _Running:
+    log = place.log(job)
+    log.parent.mkdir(parents=True, exist_ok=True)
+    print(f"{job.name}: {shlex.join(['python', *command[1:]])}", flush=True)
+    with log.open("a") as output:
+        process = subprocess.Popen(
+            command, stdout=output, stderr=subprocess.STDOUT,
+            start_new_session=True,  # Ctrl-C comes from here, once
+            preexec_fn=lambda: _prepare(cores),
+        )
+    return _Running(job, process, time.monotonic())
+
+
+def _prepare(cores: set[int]) -> None:
+    """In the job's process, before it starts: its cores, and a SIGTERM should the sweep be killed.
+
+    So that it saves and goes instead of running on where nobody sees it.
+    """
+    os.sched_setaffinity(0, cores)
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
+def _conclude(child: _Running, place: Place) -> bool:
+    """Reports a job that has ended and keeps its raw result; whether it is done."""
+    job, code = child.job, child.process.returncode
+    minutes = (time.monotonic() - child.began) / 60
+    if code == DONE:
+        try:
+            kept = raw_results.add(place.results / job.group, place.of(job))
+        except InputError as error:
+            print(f"{job.name}: FAILED: {error}", flush=True)
+            return False
+        print(f"{job.name}: done in {minutes:.1f} minutes, {kept}", flush=True)
+        return True
+    if code == STOPPED:
+        print(f"{job.name}: stopped after saving", flush=True)
+        return False
+    lines = place.log(job).read_text().splitlines()
+    why = next((line for line in reversed(lines) if line.startswith("error: ")), "")
+    print(f"{job.name}: FAILED with code {code}: {why or place.log(job)}", flush=True)
+    return False

@@ -1,0 +1,74 @@
+"""The runs that a config of configs/table.py asks for."""
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from experiments import command_line
+from experiments.methods import experiment_of
+from experiments.raw_results import LAPO_METHODS
+from experiments.sweep import Job
+from lawm_jax.errors import InputError
+
+
+def jobs_of(config: ConfigDict) -> list[Job]:
+    """The jobs of a config, each once, first seeds first.
+
+    Raises:
+      InputError: an unknown row, method, preset or game.
+    """
+    jobs = {job.name: job for job in (*_control(config.dmc), *_lapo(config.lapo))}
+    if not jobs:
+        raise InputError("the config asks for no run")
+    return sorted(jobs.values(), key=lambda job: job.config["seed"])
+
+
+def _control(dmc: ConfigDict) -> Iterator[Job]:
+    if unknown := sorted({*dmc.repeated_rows, *dmc.curve_rows} - set(dmc.rows)):
+        raise InputError(f"'{unknown[0]}' is not one of dmc.rows, {', '.join(dmc.rows)}")
+    for row in dmc.rows:
+        seeds = [*dmc.seeds, *(dmc.repeated_seeds if row in dmc.repeated_rows else ())]
+        for seed in seeds:
+            for method in dmc.oracles:
+                yield _control_job(dmc.preset, row, method, 1.0, seed)
+            for fraction in dmc.label_fractions:
+                for method in dmc.methods:
+                    yield _control_job(dmc.preset, row, method, fraction, seed)
+        for seed in dmc.seeds if row in dmc.curve_rows else ():
+            for fraction in dmc.curve_fractions:
+                for method in dmc.curve_methods:
+                    yield _control_job(dmc.preset, row, method, fraction, seed)
+
+
+def _control_job(preset: str, row: str, method: str, fraction: float, seed: int) -> Job:
+    task, _, dataset = row.partition("/")
+    if not dataset:
+        raise InputError(f"dmc.rows has '{row}'; write TASK/DATASET, as walker_walk/medium_replay")
+    settings = {"method": method, "data.label_fraction": fraction, "seed": seed}
+    chosen = f"configs/dmc.py:{task},{dataset}" + ("" if preset == "default" else f",{preset}")
+    name = f"{task}_{dataset}_{preset}_{method}_{100 * fraction:g}pct_seed{seed}"
+    return _job(name, experiment_of(method), chosen, settings, "dmc")
+
+
+def _lapo(lapo: ConfigDict) -> Iterator[Job]:
+    for game in lapo.games:
+        for seed in lapo.seeds:
+            for method in lapo.methods:
+                if method not in LAPO_METHODS:
+                    raise InputError(
+                        f"lapo.methods has '{method}'; choose from {', '.join(LAPO_METHODS)}"
+                    )
+                settings = {**LAPO_METHODS[method], "seed": seed}
+                chosen = f"configs/procgen.py:{game},{lapo.preset}"
+                name = f"{game}_{lapo.preset}_{method}_seed{seed}"
+                yield _job(name, "lapo", chosen, settings, "lapo")
+
+
+def _job(name: str, experiment: str, chosen: str, settings: dict[str, Any], group: str) -> Job:
+    """A job whose config is what its flags come to; raises InputError where they are wrong."""
+    flags = [f"--config={chosen}", *(f"--config.{key}={x}" for key, x in settings.items())]
+    parsed = command_line.parse([experiment, *flags])
+    config = json.loads(parsed.config.to_json_best_effort())
+    return Job(name, experiment, tuple(flags), config, group)
