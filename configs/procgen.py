@@ -233,9 +233,11 @@ def _small(config: Config) -> None:
     data = config.data
     data.train_frames, data.test_frames, data.num_envs = 200_000, 20_000, 16
     data.max_frames = 400_000  # 4.9 GB a split
-    for encoder in (config.idm, config.policy):
-        encoder.channels, encoder.multiplier, encoder.blocks = (64,), 1, 1
-        encoder.patch = 8
+    config.idm.channels, config.idm.multiplier, config.idm.blocks = (64,), 1, 1
+    config.idm.patch = 8
+    # Finer patches than the inverse dynamics': a policy has to find its way over the whole frame.
+    config.policy.channels, config.policy.multiplier, config.policy.blocks = (32, 64), 1, 2
+    config.policy.patch = 4
     config.idm.differences = config.idm.normalise = True
     fdm = config.fdm
     fdm.width, fdm.levels, fdm.patch, fdm.residual = 64, 2, 8, True
@@ -247,18 +249,17 @@ def _small(config: Config) -> None:
     stage.relative_error = True
     for training in (config.latent_policy, config.cloning):
         training.steps, training.learning_rate, training.warmup_steps = 5000, 1e-3, 100
-        training.shift = 2
     config.supervised_idm.steps, config.supervised_idm.rows = 2000, 64
     config.supervised_idm.learning_rate = 1e-3
     config.decoder.labels = (16, 64, 256, 1024, 4096)
     for ppo in (config.online, config.scratch):
-        ppo.frames, ppo.envs = 204_800, 32
-    online, end = config.online, (204_800.0, 0.0)
-    online.schedule.fc = ((40_000.0, 0.0), (100_000.0, 0.1), end)
-    online.schedule.policy = ((20_000.0, 0.0), (40_000.0, 0.25), end)
-    online.schedule.value = ((10_000.0, 0.0), (20_000.0, 0.25), end)
-    online.supervised_from, online.supervised_to = 4000, 100_000
-    online.supervised_capacity = 100_000
+        ppo.frames, ppo.envs = 102_400, 32
+    online, end = config.online, (102_400.0, 0.0)
+    online.schedule.fc = ((20_000.0, 0.0), (50_000.0, 0.1), end)
+    online.schedule.policy = ((10_000.0, 0.0), (20_000.0, 0.25), end)
+    online.schedule.value = ((5_000.0, 0.0), (10_000.0, 0.25), end)
+    online.supervised_from, online.supervised_to = 2000, 50_000
+    online.supervised_capacity = 50_000
     config.run.evaluate_every = 1000
     config.online_run.checkpoint_every = config.online_run.evaluate_every = 25
 
