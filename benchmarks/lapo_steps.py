@@ -1,5 +1,6 @@
 """The train steps of LAPO on random frames in a config's sizes."""
 
+import functools
 import math
 from typing import Any
 
@@ -12,7 +13,9 @@ from lawm_jax import runner
 from lawm_jax.data.frames import FrameArrays, FrameShards, FrameWindows, shard_frames
 from lawm_jax.envs.procgen import FRAME, NUM_ACTIONS
 from lawm_jax.lapo import decode, imitation, learner
+from lawm_jax.lapo.online import Online
 from lawm_jax.lapo.program import TRAININGS, Program, check_rows, resolve
+from lawm_jax.online import ppo
 
 FRAMES = 30_000  # on the devices where a step is run and not only compiled: speed is the same
 EPISODE = 300
@@ -22,7 +25,7 @@ LABELS = 4096
 def train_steps(
     config: Any, mesh: Mesh, one_window: bool = False, abstract: bool = False
 ) -> list[TrainStep]:
-    """Stage 1, stage 2 and the offline decoder.
+    """Stage 1, stage 2, the offline decoder, and PPO from scratch and online.
 
     Args:
       one_window: all windows are one and the same, so that every device draws it from its share.
@@ -62,7 +65,38 @@ def train_steps(
             stage2, frozen, program.latent_policy.rows,
         ),
         decoder_step(program, mesh, abstract),
+        _ppo_step("ppo_update", program.scratch, mesh, abstract),
+        _ppo_step("ppo_update, frozen trunk", program.online, mesh, abstract),
     ]  # fmt: skip
+
+
+def _ppo_step(name: str, online: Online, mesh: Mesh, abstract: bool) -> TrainStep:
+    """A minibatch step of PPO; its frames are the rollout's, each counted once for all epochs."""
+    put, replicated, sharded = placing(mesh, abstract)
+    network, config = online.network, online.ppo
+    state = ppo.init(network, config, FRAME, 0)
+    shape, rng = (config.envs, config.horizon), np.random.default_rng(0)
+    frame = np.zeros((1, *FRAME), np.uint8)
+    if config.frozen_trunk:  # what a rollout keeps instead of frames
+        apply = functools.partial(network.apply, method="features")
+        features = jax.eval_shape(apply, {"params": state.params}, frame).shape[1:]
+        inputs = rng.standard_normal((*shape, *features), np.float32)
+    else:
+        inputs = rng.integers(0, 256, size=(*shape, *FRAME), dtype=np.uint8)
+    noise = lambda: rng.standard_normal(shape, np.float32)
+    samples = ppo.Samples(
+        inputs=inputs, action=rng.integers(NUM_ACTIONS, size=shape).astype(np.int32),
+        log_prob=np.full(shape, -np.log(NUM_ACTIONS), np.float32), value=noise(),
+        advantage=noise(), weight=np.ones(shape, np.float32),
+    )
+    step = ppo.make_step(network, config, mesh.size)
+    dispatched = None
+    if not config.frozen_trunk:
+        dispatched = runner.data_parallel(step, mesh, convolves=True)
+    return TrainStep(
+        name, runner.data_parallel(step, mesh), put(state, replicated), None,
+        put(samples, sharded), math.prod(shape) / config.update_steps, dispatched=dispatched,
+    )
 
 
 def program_of(config: Any) -> Program:

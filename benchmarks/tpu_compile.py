@@ -117,12 +117,14 @@ def rows(config: Any, topology: str, seeds: int) -> list[dict[str, Any]]:
     config = place_frames(fill(config, mesh.size), chip, mesh.size)
     found = []
     for train in train_steps(config, mesh, seeds, abstract=True):
-        how = "" if config.data.on_device or train.sharded is None else ", streamed"
+        stage = train.name.startswith("lapo_stage")
+        how = ", streamed" if stage and not config.data.on_device else ""
         args = (train.state, train.shared, train.sharded)
         operations = flops.count(lambda *args, train=train: train.step(*args, steps=1), *args)
         begin = time.perf_counter()
         compiled = train.step.lower(*args, steps=1).compile()
         seconds = time.perf_counter() - begin
+        print(f"{train.name}{how}, {topology}: compiled in {seconds:.0f} s", file=sys.stderr)
         text, memory = compiled.as_text(), compiled.memory_analysis()
         moved = hlo.collectives(text)
         terms = {

@@ -18,7 +18,7 @@ class TrainStep(NamedTuple):
     state: Any
     shared: Any
     sharded: Any
-    windows: int  # windows, start states, transitions or frames a step, of all seeds
+    windows: float  # windows, start states, transitions or frames a step, of all seeds
     seeds: int = 1  # that learn side by side
     dispatched: Callable[..., tuple] | None = None  # as the job runs it, where that is not `step`
 

@@ -13,22 +13,50 @@ import pytest
 from benchmarks import flops, hlo, step_time
 
 
-def test_step_time_writes_its_rows(tmp_path, monkeypatch, capsys):
-    target = tmp_path / "rows.json"
-    monkeypatch.setattr(step_time, "REPETITIONS", 1)
-    monkeypatch.setattr(flops, "matmul_rate", functools.partial(flops.matmul_rate, size=64))
-    arguments = ["step_time", "--config=configs/dmc.py:walker_walk,tiny", f"--json={target}",
-                 "--config.run.steps_per_call=1", "--plain"]
-    monkeypatch.setattr(sys, "argv", arguments)
-    step_time.main()
-    rows = {row["step"]: row for row in json.loads(target.read_text())["rows"]}
+@pytest.fixture
+def measured(tmp_path, monkeypatch):
+    """Runs step_time with arguments; returns what it wrote, rows by name."""
+
+    def run(*arguments):
+        target = tmp_path / "rows.json"
+        monkeypatch.setattr(step_time, "REPETITIONS", 1)
+        monkeypatch.setattr(flops, "matmul_rate", functools.partial(flops.matmul_rate, size=64))
+        monkeypatch.setattr(sys, "argv", ["step_time", f"--json={target}", *arguments])
+        step_time.main()
+        written = json.loads(target.read_text())
+        assert written["command"] == " ".join(["python -m benchmarks.step_time", *arguments])
+        return {row["step"]: row for row in written["rows"]}
+
+    return run
+
+
+def test_step_time_writes_its_rows(measured, capsys):
+    rows = measured(
+        "--config=configs/dmc.py:walker_walk,tiny", "--config.run.steps_per_call=1", "--plain",
+        "--seeds=2",
+    )  # fmt: skip
     assert list(rows) == [
-        "world_model", "actor_critic", "td3_bc", "td3_bc, one step a dispatch",
-        "world_model, plain",
-    ]
+        "world_model", "actor_critic", "world_model, 2 seeds", "actor_critic, 2 seeds", "td3_bc",
+        "td3_bc, one step a dispatch", "world_model, plain",
+    ]  # fmt: skip
     assert all(row["steps_per_second"] > 0 for row in rows.values())
     assert rows["world_model"]["host_overhead"] < 1
+    one, two = (rows[name]["useful_gflops_per_step"] for name in list(rows)[::2][:2])
+    assert one == two  # of a seed
     assert "| world_model |" in capsys.readouterr().out
+
+
+def test_step_time_of_lapo(measured):
+    rows = measured("--config=configs/procgen.py:miner,tiny", "--config.run.steps_per_call=2")
+    assert list(rows) == [
+        "lapo_stage1", "lapo_stage2", "lapo_decoder", "ppo_update", "ppo_update, frozen trunk",
+        "lapo_decoder, one step a dispatch",
+    ]
+    assert all(row["useful_gflops_per_step"] > 0 for row in rows.values())
+    # 8 environments of 16 steps; 3 epochs of 2 minibatches each
+    assert rows["ppo_update"]["windows_per_second"] == pytest.approx(
+        8 * 16 / 6 * rows["ppo_update"]["steps_per_second"]
+    )
 
 
 def test_host_overhead_is_the_wait_for_python(monkeypatch):
