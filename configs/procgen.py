@@ -202,8 +202,10 @@ def _online() -> Config:
 def _evaluation(game: str) -> Config:
     evaluation = Config()
     evaluation.windows = 4096  # of training and of held-out frames, for probes and errors
-    # class of each of the 15 actions where several do the same; measured on miner
-    merged = {"miner": (1, 1, 1, 3, 4, 5, 7, 7, 7, 4, 4, 4, 4, 4, 4)}
+    # class of each of the 15 actions where several do the same (tried in equal states)
+    four_ways = (1, 1, 1, 3, 4, 5, 7, 7, 7, *[4] * 6)
+    eight_ways = (*range(9), *[4] * 6)
+    merged = {"miner": four_ways, "maze": four_ways, "bigfish": eight_ways, "heist": eight_ways}
     evaluation.merge = merged.get(game, tuple(range(ACTIONS)))
     evaluation.temperature = 1.0  # of a policy's actions; 0 takes the best
     evaluation.episodes = 100
