@@ -4,7 +4,8 @@
 
 Shards of random trajectories in the config's sizes are written to a temporary directory and read
 back as a run reads them; windows are sampled by the compiled function that the train step calls;
-environments are stepped with random actions.
+environments are stepped with random actions. Of a game (--config=configs/procgen.py:miner,small)
+the shards hold what its scripted expert does, and windows are drawn on the host, as streamed.
 """
 
 import argparse
@@ -13,6 +14,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -21,15 +23,22 @@ import numpy as np
 
 from benchmarks.control_steps import random_data
 from benchmarks.step_time import REPETITIONS, Row, table, write_json
+from benchmarks.train_steps import of_lapo
 from experiments import command_line
+from lawm_jax.collect_procgen import Tally, record_episodes, scripted_act
+from lawm_jax.data.frame_shards import read_frames, write_frames
+from lawm_jax.data.frames import stream_windows
 from lawm_jax.data.shards import read_dataset, write_dataset
 from lawm_jax.data.trajectory import Trajectory
 from lawm_jax.data.windows import sample_windows
 from lawm_jax.envs.dmc import ControlSuite, task_spec
+from lawm_jax.envs.procgen import NUM_ACTIONS, Procgen
 from lawm_jax.errors import InputError
 from lawm_jax.lawm.methods import resolve
+from lawm_jax.scripted.experts import expert_for
 
 SAMPLES, ENVIRONMENTS, ENVIRONMENT_STEPS = 200, 16, 200
+FRAMES = 20_000
 
 
 def fastest(function: Callable[[], Any]) -> float:
@@ -45,6 +54,55 @@ def fastest(function: Callable[[], Any]) -> float:
 
 def rows(config: Any) -> list[Row]:
     """Measures shards, windows and environments of a config."""
+    return frame_rows(config) if of_lapo(config) else control_rows(config)
+
+
+def frame_rows(config: Any) -> list[Row]:
+    """Of a game: its steps, frames in shards, and streamed windows of them."""
+    data, envs = config.data, config.data.num_envs
+    rng = np.random.default_rng(0)
+    with contextlib.closing(Procgen(config.task, ENVIRONMENTS, seed=0)) as env:
+
+        def play() -> None:
+            env.reset()
+            for _ in range(ENVIRONMENT_STEPS):
+                env.step(rng.integers(NUM_ACTIONS, size=ENVIRONMENTS))
+
+        measured = [{
+            "step": "step_environments",
+            "steps_per_second": ENVIRONMENTS * ENVIRONMENT_STEPS / fastest(play),
+        }]  # fmt: skip
+    with (
+        contextlib.closing(Procgen(config.task, envs, seed=0)) as env,
+        tempfile.TemporaryDirectory() as directory,
+    ):
+        act = scripted_act(config.task, data.random_actions, seed=0)
+        patience = expert_for(config.task).patience
+        episodes = list(record_episodes(env, act, FRAMES, Tally(), patience))
+        frames = sum(len(episode.observation) for episode in episodes)
+        begin = time.perf_counter()
+        path = write_frames(directory, f"{config.task}/noise", episodes, episodes[:1], {})
+        written = time.perf_counter() - begin
+        size = sum(file.stat().st_size for file in Path(path).iterdir())
+        read = fastest(lambda: read_frames(directory, f"{config.task}/noise", "train"))
+        arrays = read_frames(directory, f"{config.task}/noise", "train").frames
+    for name, seconds in (("write_frames", written), ("read_frames", read)):
+        measured.append({
+            "step": name, "steps_per_second": frames / seconds, "bytes_a_frame": size / frames,
+        })  # fmt: skip
+    batch = config.latent_action.rows
+    draw = stream_windows(arrays, 0, range(batch), batch)
+    seconds = fastest(lambda: [draw(step) for step in range(SAMPLES)])
+    measured.append({
+        "step": "stream_windows", "steps_per_second": SAMPLES / seconds,
+        "milliseconds_per_step": 1000 * seconds / SAMPLES,
+        "windows_per_second": batch * SAMPLES / seconds,
+    })  # fmt: skip
+    return measured
+
+
+def control_rows(config: Any) -> list[Row]:
+    """Of a control task: trajectories of noise, as the module says."""
     spec = task_spec(config.task)
     program = resolve(config, spec.observation_size, spec.action_size)
     count, sizes = config.data.trajectories, program.learner
@@ -106,6 +164,7 @@ COLUMNS = {
     "steps_per_second": ("steps/s", ".0f"),
     "trajectories_per_second": ("trajectories/s", ".0f"),
     "mb_per_second": ("MB/s", ".0f"),
+    "bytes_a_frame": ("bytes a frame", ".0f"),
     "milliseconds_per_step": ("ms a batch", ".3f"),
     "windows_per_second": ("windows/s", ".0f"),
 }

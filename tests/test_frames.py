@@ -7,12 +7,14 @@ import pytest
 from lapo_small import noise_frames
 
 from lawm_jax.data.frames import (
+    FrameArrays,
     FrameShards,
     FrameWindows,
     draw_steps,
     sample_windows,
     shard_frames,
     shift_windows,
+    stream_windows,
     window_steps,
     windows_at,
 )
@@ -93,3 +95,21 @@ def test_a_shift_moves_the_three_frames_of_a_window_alike():
     assert (np.abs(places[:, 1:] - [4, 3]) <= 2).all()
     assert len(np.unique(places[:, 1:], axis=0)) > 2
     assert shift_windows(windows, keys, 0) is windows
+
+
+def test_streamed_windows_are_of_one_episode_and_drawn_by_step_and_row():
+    episode = np.repeat(np.arange(4, dtype=np.int32), (2, 3, 5, 4))
+    rows = np.arange(len(episode))
+    observation = np.broadcast_to(rows[:, None, None, None], (len(rows), 2, 2, 3)).astype(np.uint8)
+    frames = FrameArrays(observation, rows.astype(np.int32), np.zeros(len(rows)), episode)
+    whole = stream_windows(frames, 3, range(64), 64)
+    for step in range(3):
+        windows = whole(step)
+        t = windows.action
+        assert np.array_equal(windows.previous[:, 0, 0, 0], t - 1)
+        assert np.array_equal(windows.next[:, 0, 0, 0], t + 1)
+        assert np.array_equal(episode[t - 1], episode[t + 1])
+        part = stream_windows(frames, 3, range(16, 32), 64)(step)  # another host's rows
+        jax.tree.map(lambda x, y: np.testing.assert_array_equal(x[16:32], y), windows, part)
+    assert set(np.concatenate([whole(step).action for step in range(20)])) == {3, 6, 7, 8, 11, 12}
+    assert not np.array_equal(whole(0).action, whole(1).action)

@@ -76,6 +76,17 @@ def read_log(workdir):
 # ---- end to end
 
 
+def test_frames_may_be_streamed(place, finished):
+    """The same job with the frames on the host."""
+    code, _, error = finish(start(
+        place, "streamed", "--config.data.on_device=false", "--config.stages=latent_action,cloning"
+    ))  # fmt: skip
+    assert code == 0, error
+    resident, streamed = read_results(finished[0]), read_results(place / "streamed")
+    assert streamed["copy_last_frame_error"] == resident["copy_last_frame_error"]
+    assert streamed["state_digest"] != resident["state_digest"]
+
+
 def test_a_run_leaves_its_results(place, finished):
     workdir, output = finished
     results = read_results(workdir)
