@@ -81,6 +81,7 @@ def test_a_run_leaves_its_results(finished, method):
     results = read_results(workdir)
     assert set(results) == {
         "config", "command", "commit", "seed", "device", "wall_clock_seconds", "compile_seconds",
+        "aside_seconds",
         "dataset", "evaluation", "metrics", "state_digest",
     }
     assert results["command"].startswith("python -m experiments.baselines")
@@ -276,7 +277,7 @@ def test_labels_of_the_unlabelled_are_never_read(place, finished):
     clean = read_results(finished("idm_td3_bc")[0])
     dataset = read_dataset(place / "data", "walker_walk/medium_replay_20")
     config = get_config("walker_walk,tiny")
-    parts = split_dataset(config, dataset.trajectories, None)
+    parts = split_dataset(config, dataset.trajectories, 0, None)
     trajectories = list(dataset.trajectories)
     for n in parts.unlabelled:
         t = trajectories[n]
