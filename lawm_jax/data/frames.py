@@ -4,6 +4,7 @@ An episode of T actions is T + 1 rows, episodes one after another. The window of
 (o_{t-1}, o_t, o_{t+1}, a_t): it exists where all three frames are of one episode.
 """
 
+import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -32,7 +33,8 @@ class FrameArrays(NamedTuple):
 class FrameShards(NamedTuple):
     """What devices hold of the frames: D equal parts, one after another on every leading axis.
 
-    observation: [D * rows, H, W, 3] uint8.
+    observation: [D * rows, H * W * 3] uint8, H = W. Flat, as a TPU would pad a last axis of 3 to 128
+      and, to gather from it, bring all frames into another order at every dispatch.
     action: [D * rows] int32.
     steps: [D * S] int32, the t of every window of a part, counted from the part's first row and
       filled up by repetition to the S of the part that has most.
@@ -77,7 +79,7 @@ def shard_frames(frames: FrameArrays, devices: int) -> FrameShards:
             "frames of one episode; collect more, or use fewer devices"
         )
     return FrameShards(
-        observation=frames.observation[: devices * rows],
+        observation=frames.observation[: devices * rows].reshape(devices * rows, -1),
         action=frames.action[: devices * rows],
         steps=np.concatenate([np.resize(part, count.max()) for part in steps]),
         count=count,
@@ -92,10 +94,14 @@ def sample_windows(shard: FrameShards, keys: jax.Array) -> FrameWindows:
 
 def windows_at(frames: FrameArrays | FrameShards, steps: jax.Array | np.ndarray) -> FrameWindows:
     """The windows of the given steps [B], on the device or on the host as the frames are."""
-    observation = frames.observation
-    return FrameWindows(
-        observation[steps - 1], observation[steps], observation[steps + 1], frames.action[steps]
-    )
+    def at(rows: jax.Array | np.ndarray) -> jax.Array | np.ndarray:
+        frame = frames.observation[rows]
+        if frame.ndim == 4:
+            return frame
+        side = math.isqrt(frame.shape[1] // 3)
+        return frame.reshape(-1, side, side, 3)
+
+    return FrameWindows(at(steps - 1), at(steps), at(steps + 1), frames.action[steps])
 
 
 def stream_windows(
