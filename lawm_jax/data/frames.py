@@ -33,8 +33,8 @@ class FrameArrays(NamedTuple):
 class FrameShards(NamedTuple):
     """What devices hold of the frames: D equal parts, one after another on every leading axis.
 
-    observation: [D * rows, H * W * 3] uint8, H = W. Flat, as a TPU would pad a last axis of 3 to 128
-      and, to gather from it, bring all frames into another order at every dispatch.
+    observation: [D * rows, H * W * 3] uint8, H = W. Flat, as a TPU would pad a last axis of 3 to
+      128 and, to gather from it, bring all frames into another order at every dispatch.
     action: [D * rows] int32.
     steps: [D * S] int32, the t of every window of a part, counted from the part's first row and
       filled up by repetition to the S of the part that has most.
