@@ -41,9 +41,10 @@ def train_steps(
     frames = None
     if not streamed:
         count = min(config.data.train_frames, config.data.max_frames)
-        frames = _frames(min(count, FRAMES), mesh, one_window)
+        held = min(count, max(FRAMES, EPISODE * mesh.size))  # an episode a device at least
+        frames = _frames(held, mesh, one_window)
         if abstract:  # as many as the config has, of which there is no need to have any
-            frames = jax.tree.map(lambda x: _longer(x, count // FRAMES), frames)
+            frames = jax.tree.map(lambda x: _longer(x, count // held), frames)
 
     def step(name: str, step: Any, state: Any, shared: Any, rows: int) -> TrainStep:
         mapped = runner.data_parallel(step, mesh, streamed=streamed)
@@ -128,7 +129,9 @@ def fill(config: Any, count: int) -> Any:
     for section in (*TRAININGS, "decoder"):
         config[section].rows = up(config[section].rows)
     for section in ("online", "scratch"):
-        config[section].envs = up(config[section].envs)
+        ppo_config = config[section]
+        ppo_config.envs = up(ppo_config.envs)
+        ppo_config.frames = max(ppo_config.frames, ppo_config.envs * ppo_config.horizon)
     config.data.train_frames = max(config.data.train_frames, 2 * EPISODE * count)
     return config
 
