@@ -25,7 +25,11 @@ _PUSH_COST = 4  # steps that a boulder on the way is reckoned as
 
 
 def act(frame: np.ndarray, before: np.ndarray, rng: np.random.Generator) -> int:
-    """Returns the action for a frame [64, 64, 3] uint8, given the one before it."""
+    """Returns the action for a frame [64, 64, 3] uint8, given the one before it.
+
+    Of ways of equal length it takes the first in the order of `grid.MOVES`: a policy that regresses
+    latent actions would else learn the mean of several, which may be none of them.
+    """
     cells, miner, goal = read(frame)
     if miner is None:
         return STAY
@@ -39,7 +43,7 @@ def act(frame: np.ndarray, before: np.ndarray, rng: np.random.Generator) -> int:
     moves = []
     for action, cell in grid.neighbours(SIZE)[miner]:
         if cells[cell] != BOULDER:
-            moves.append((steps[cell] + rng.random() / 2, action))
+            moves.append((steps[cell], action))
         elif _move(cells.copy(), falling, miner, action) == cell:
             moves.append((steps[cell] + _PUSH_COST, action))
     order = [action for _, action in sorted([*moves, (steps[miner] + 1.5, STAY)])]
