@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from benchmarks import flops, hlo, step_time
+from benchmarks import convolution, flops, hlo, step_time
 
 
 @pytest.fixture
@@ -176,3 +176,15 @@ def test_compiled_loops_count_once_a_trip_and_slices_what_they_take():
     assert hlo.cycles(noted) == 20
     with pytest.raises(ValueError, match="a loop of unknown length: loop"):
         hlo.cycles(MODULE.replace("direction=LT", "direction=NE"))
+
+
+def test_formulations_of_a_convolution_agree():
+    x = jax.random.normal(jax.random.key(0), (2, 5, 6, 4))
+    kernel = jax.random.normal(jax.random.key(1), (3, 3, 4, 7))
+    expected, gradients = jax.vjp(convolution.xla, x, kernel)
+    seed = jnp.cos(expected)
+    for formulation in convolution.FORMULATIONS[1:]:
+        found, theirs = jax.vjp(formulation, x, kernel)
+        np.testing.assert_allclose(found, expected, atol=1e-4)
+        for a, b in zip(theirs(seed), gradients(seed), strict=True):
+            np.testing.assert_allclose(a, b, atol=1e-4)
