@@ -238,7 +238,7 @@ def _small(config: Config) -> None:
     config.idm.channels, config.idm.multiplier, config.idm.blocks = (64,), 1, 1
     config.idm.patch = 8
     # Finer patches than the inverse dynamics': a policy has to find its way over the whole frame.
-    config.policy.channels, config.policy.multiplier, config.policy.blocks = (32, 64), 1, 2
+    config.policy.channels, config.policy.multiplier, config.policy.blocks = (32, 64), 1, 1
     config.policy.patch = 4
     config.idm.differences = config.idm.normalise = True
     fdm = config.fdm
@@ -247,10 +247,10 @@ def _small(config: Config) -> None:
     # codes of z have a mean square of 1, and so have embeddings uniform in +- sqrt(3)
     vq.initial_scale, vq.initial_count, vq.decay, vq.restart_below = 1.732, 1.0, 0.99, 0.05
     stage = config.latent_action
-    stage.steps, stage.rows, stage.learning_rate = 8000, 64, 1e-3
+    stage.steps, stage.rows, stage.learning_rate = 6000, 64, 1e-3
     stage.relative_error = True
     for training in (config.latent_policy, config.cloning):
-        training.steps, training.learning_rate, training.warmup_steps = 5000, 1e-3, 100
+        training.steps, training.learning_rate, training.warmup_steps = 4000, 1e-3, 100
     config.supervised_idm.steps, config.supervised_idm.rows = 2000, 64
     config.supervised_idm.learning_rate = 1e-3
     config.decoder.labels = (16, 64, 256, 1024, 4096)
