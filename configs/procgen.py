@@ -92,7 +92,7 @@ def _encoder() -> Config:
     encoder = Config()
     encoder.channels = (16, 32, 32)  # of each stage, before the multiplier
     encoder.multiplier = 4
-    encoder.blocks = 2  # residual blocks a stage
+    encoder.blocks = (2, 2, 2)  # residual blocks of each stage
     encoder.patch = 0  # 0: IMPALA; else the side of the patches that the frame is cut into
     encoder.features = 256
     return encoder
@@ -235,10 +235,10 @@ def _small(config: Config) -> None:
     data = config.data
     data.train_frames, data.test_frames, data.num_envs = 200_000, 20_000, 16
     data.max_frames = 400_000  # 4.9 GB a split
-    config.idm.channels, config.idm.multiplier, config.idm.blocks = (64,), 1, 1
+    config.idm.channels, config.idm.multiplier, config.idm.blocks = (64,), 1, (1,)
     config.idm.patch = 8
     # Finer patches than the inverse dynamics': a policy has to find its way over the whole frame.
-    config.policy.channels, config.policy.multiplier, config.policy.blocks = (32, 64), 1, 1
+    config.policy.channels, config.policy.multiplier, config.policy.blocks = (64, 64), 1, (0, 2)
     config.policy.patch = 4
     config.idm.differences = config.idm.normalise = True
     fdm = config.fdm
@@ -269,7 +269,7 @@ def _small(config: Config) -> None:
 def _tiny(config: Config) -> None:
     config.data.train_frames, config.data.test_frames, config.data.num_envs = 2000, 400, 4
     for encoder in (config.idm, config.policy):
-        encoder.channels, encoder.features = (8,), 16
+        encoder.channels, encoder.blocks, encoder.features = (8,), (1,), 16
     config.fdm.width = 8
     config.vq.codes, config.vq.size, config.vq.embeddings = 2, 4, 8
     for name in ("latent_action", "latent_policy", "cloning", "supervised_idm"):

@@ -12,8 +12,8 @@ from lawm_jax.vision import EncoderConfig
 
 SIDE = 8
 MOVES = np.array([[0, 1], [0, -1], [1, 0], [-1, 0]])  # what each action does to the dot
-PATCHES = EncoderConfig(channels=(16,), multiplier=1, blocks=1, patch=2, features=32)
-IMPALA = EncoderConfig(channels=(2, 3), multiplier=1, blocks=1, patch=0, features=5)
+PATCHES = EncoderConfig(channels=(16,), multiplier=1, blocks=(1,), patch=2, features=32)
+IMPALA = EncoderConfig(channels=(2, 3), multiplier=1, blocks=(1, 1), patch=0, features=5)
 VQ = VQConfig(books=2, codes=3, size=4, embeddings=5)
 TRAINING = TrainingConfig(
     steps=20, rows=8, shift=0, learning_rate=1e-3, learning_rate_start=0.1, learning_rate_end=0.01,

@@ -72,7 +72,7 @@ def test_published_sizes():
 
 def test_bfloat16_is_close_to_float32():
     frames = scale(jnp.asarray(noise_frames().observation))
-    config = EncoderConfig(channels=(4,), multiplier=1, blocks=1, patch=2, features=8)
+    config = EncoderConfig(channels=(4,), multiplier=1, blocks=(1,), patch=2, features=8)
     network = FrameNetwork(config, 3)
     params = network.init(jax.random.key(0), frames)
     half = FrameNetwork(dataclasses.replace(config, dtype="bfloat16"), 3)

@@ -16,7 +16,7 @@ from lawm_jax.online.ppo import ActorCritic, PPOConfig, Rollout, Samples
 from lawm_jax.returns import generalised_advantages
 from lawm_jax.vision import EncoderConfig, FrameNetwork
 
-ENCODER = EncoderConfig(channels=(8,), multiplier=1, blocks=1, patch=4, features=16)
+ENCODER = EncoderConfig(channels=(8,), multiplier=1, blocks=(1,), patch=4, features=16)
 SHAPE = (SIDE, SIDE, 3)
 ALWAYS = ((0.0, 1.0),)
 DECODER = DecoderConfig(units=(6,), steps=1, epochs=1, rows=8, learning_rate=1e-3,

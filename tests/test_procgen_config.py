@@ -73,6 +73,7 @@ def test_an_unknown_game_or_preset_is_refused():
     ("decoder.labels", (0, 8), "each >= 1"),
     ("evaluation.merge", (0, 1), "has 2 numbers; the game has 15"),
     ("fdm.levels", 5, "fdm.levels needs frames whose sides 128 divides; these have 64 x 64"),
+    ("policy.blocks", (1, 2), "policy.blocks has 2 numbers and policy.channels 1; each stage"),
     ("latent_policy.steps", 0, "latent_policy.steps is 0; it must be >= 1"),
     ("online.minibatches", 3, "online.minibatches is 3, which does not divide online.horizon"),
     ("scratch.discount", 1.0, "it must be in"),

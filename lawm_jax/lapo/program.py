@@ -83,8 +83,9 @@ def _fields(config: ConfigDict, settings: type, *without: str) -> dict:
 
 
 def _encoder(config: ConfigDict, dtype: str) -> EncoderConfig:
-    fields = _fields(config, EncoderConfig, "dtype", "channels")
-    return EncoderConfig(channels=tuple(config.channels), dtype=dtype, **fields)
+    fields = _fields(config, EncoderConfig, "dtype", "channels", "blocks")
+    stages = {name: tuple(config[name]) for name in ("channels", "blocks")}
+    return EncoderConfig(dtype=dtype, **stages, **fields)
 
 
 def _decoder(config: ConfigDict, **counts: int) -> DecoderConfig:
@@ -141,11 +142,16 @@ def _check(config: ConfigDict, frame_shape: tuple[int, int, int], actions: int) 
 
 
 def _check_sizes(config: ConfigDict, frame_shape: tuple[int, int, int]) -> None:
-    """Frames must be cut evenly by patches and halvings."""
+    """Every stage has its sizes, and frames must be cut evenly by patches and halvings."""
     fdm = config.fdm
     halvings = {"fdm.levels": max(fdm.patch, 1) * 2 ** (fdm.levels - 1)}
     for name in ("idm", "policy"):
         encoder = config[name]
+        if len(encoder.blocks) != len(encoder.channels):
+            raise InputError(
+                f"{name}.blocks has {len(encoder.blocks)} numbers and {name}.channels "
+                f"{len(encoder.channels)}; each stage needs one of both"
+            )
         if encoder.patch:
             halvings[f"{name}.patch"] = encoder.patch * 2 ** (len(encoder.channels) - 1)
     for name, side in halvings.items():
