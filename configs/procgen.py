@@ -250,7 +250,7 @@ def _small(config: Config) -> None:
     stage.steps, stage.rows, stage.learning_rate = 6000, 64, 1e-3
     stage.relative_error = True
     for training in (config.latent_policy, config.cloning):
-        training.steps, training.learning_rate, training.warmup_steps = 4000, 1e-3, 100
+        training.steps, training.learning_rate, training.warmup_steps = 5000, 3e-3, 100
     config.supervised_idm.steps, config.supervised_idm.rows = 2000, 64
     config.supervised_idm.learning_rate = 1e-3
     config.decoder.labels = (16, 64, 256, 1024, 4096)
