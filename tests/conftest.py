@@ -8,12 +8,12 @@ from fake_gcs import Server
 
 @pytest.fixture(scope="session")
 def _server():
-    pytest.importorskip("gcsfs")
     server = Server("bucket")
     threading.Thread(target=server.serve_forever, daemon=True).start()
     with pytest.MonkeyPatch.context() as monkeypatch:
         for key, value in server.environment().items():
             monkeypatch.setenv(key, value)
+        pytest.importorskip("gcsfs")  # which reads one of them when it is imported
         yield server
     server.shutdown()
 
