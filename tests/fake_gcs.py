@@ -37,6 +37,11 @@ class Server(ThreadingHTTPServer):
             "GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT": "false",  # would ask another API, by gRPC
         }
 
+    def handle_error(self, request, client_address):
+        """Says nothing of clients that hang up."""
+        if not isinstance(sys.exception(), ConnectionError):
+            super().handle_error(request, client_address)
+
     def names(self, below=""):
         """The names of the objects below a folder, sorted."""
         return sorted(name for name in self.objects if name.startswith(below))
