@@ -19,7 +19,6 @@ histograms (its Figure 3).
 import csv
 import io
 import json
-import shutil
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -172,8 +171,9 @@ def _agent(run: Run, seed: int, explorer: bool) -> "Snapshots":
         kept = [record for record in earlier if record["step"] < step]
         lines = [json.dumps(record) + "\n" for record in (*kept, {"step": step, **metrics})]
         curve.write_text("".join(lines))
+        run.publish()
 
-    checkpoints = Checkpoints(run.workdir / "checkpoints" / name)
+    checkpoints = Checkpoints(run.address / "checkpoints" / name)
     snapshots = collector.train_agent(
         task, seed, training, config, log, lambda: run.stop.requested, checkpoints
     )
@@ -182,7 +182,8 @@ def _agent(run: Run, seed: int, explorer: bool) -> "Snapshots":
     if snapshots is None:
         raise Stopped
     policies.save_snapshots(path, snapshots)
-    shutil.rmtree(checkpoints.directory)
+    run.publish()
+    checkpoints.directory.rmtree()
     return snapshots
 
 

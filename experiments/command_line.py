@@ -21,7 +21,7 @@ HELP = """\
   --config=FILE.py:ARGS   the configuration, such as configs/dmc.py:walker_walk (required)
   --config.KEY=VALUE      changes one value of it, such as --config.seed=1
   --workdir=DIR           where the run keeps everything (default: under runs/, after the config)
-  --data_dir=DIR          where data sets are found or made (default: data)
+  --data_dir=DIR          where data sets are found or made (default: data); both may be gs://...
   --render                also write a video of the final policy
   --distributed=MODE      several hosts: on, off, or auto (default), which tells by the environment
   --profile               also write a trace of one dispatch a phase, for TensorBoard or XProf

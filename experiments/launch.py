@@ -1,4 +1,4 @@
-"""What every experiment starts with: command line, work directory, signals and exit codes.
+"""What every experiment starts with: command line, signals and exit codes.
 
     def main(run: launch.Run) -> None: ...
 
@@ -11,22 +11,23 @@ again continues the run), 1 anything else. What a user can mend is one line on s
 
 import contextlib
 import dataclasses
-import fcntl
 import json
 import os
 import shlex
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
-from typing import IO, TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 from ml_collections import ConfigDict
 
 from experiments import command_line
 from experiments.summary import summary
+from experiments.workdir import Workdir
+from lawm_jax import bucket
 from lawm_jax.errors import InputError, TrainingError
 
 if TYPE_CHECKING:
@@ -68,7 +69,9 @@ class Run:
     """One run of an experiment, as its `main` receives it."""
 
     config: ConfigDict  # locked, overrides applied
-    workdir: "epath.Path"  # exists; no other live process uses it
+    workdir: "epath.Path"  # a local folder; no other live process uses it
+    address: "epath.Path"  # where the run is kept: the same, or a gs:// address
+    publish: Callable[[], None]  # does the copying; every host calls it before it saves
     data_dir: "epath.Path"
     render: bool
     profile: bool
@@ -100,36 +103,30 @@ def _run(main: Callable[[Run], None], argv: list[str]) -> int:
         return DONE
     parsed = command_line.parse(argv)
     experiment = Path(argv[0]).stem
-    if "://" in (parsed.workdir or ""):
-        raise InputError(
-            f"--workdir={parsed.workdir}: a work directory is a local or mounted folder; mount the "
-            "bucket (gcsfuse), or copy the folder when the run is done"
-        )
-    workdir = Path(parsed.workdir or Path("runs", experiment, parsed.run_name()))
-    results = workdir / "results.json"
+    bucket.connect(parsed.data_dir)
+    workdir = Workdir(parsed.workdir or f"runs/{experiment}/{parsed.run_name()}")
     config = json.loads(parsed.config.to_json_best_effort())
     several = _connect(parsed.distributed, json.dumps(config, sort_keys=True))
     with contextlib.ExitStack() as held:
 
         def claim() -> None:
-            held.enter_context(_lock(workdir))
-            _claim(workdir, {"experiment": experiment, "config": config})
+            held.enter_context(workdir.claim({"experiment": experiment, "config": config}))
 
         if several:
             writes = _on_main(claim)
         else:
             claim()
             writes = True
-        finished = results.exists()
+        finished = workdir.finished()
         if finished and writes:
-            print(f"{workdir} is finished:\n\n{summary(json.loads(results.read_text()))}")
+            print(f"{workdir} is finished:\n\n{summary(workdir.results())}")
         if finished and not parsed.render:
             return DONE
         try:
             return _start(main, parsed, experiment, workdir, argv)
         except InputError:
             if writes:
-                _unclaim(workdir)
+                workdir.unclaim()
             raise
 
 
@@ -157,7 +154,7 @@ def _start(
     main: Callable[[Run], None],
     parsed: command_line.CommandLine,
     experiment: str,
-    workdir: Path,
+    workdir: Workdir,
     argv: list[str],
 ) -> int:
     stop = StopSignal()
@@ -170,7 +167,9 @@ def _start(
 
     started = Run(
         config=parsed.config,
-        workdir=epath.Path(workdir),
+        workdir=epath.Path(workdir.path),
+        address=epath.Path(workdir.address),
+        publish=workdir.publish,
         data_dir=epath.Path(parsed.data_dir),
         render=parsed.render,
         profile=parsed.profile,
@@ -180,7 +179,9 @@ def _start(
     )
     try:
         main(started)
+        workdir.publish()
     except Stopped:
+        workdir.publish()
         print("stopped; start the same command again to continue from what was saved", flush=True)
         return STOPPED
     return DONE
@@ -189,67 +190,6 @@ def _start(
 def _fail(code: int, message: object) -> int:
     print(f"error: {message}", file=sys.stderr, flush=True)
     return code
-
-
-# ---- work directory
-
-
-def _lock(workdir: Path) -> IO[str]:
-    """Locks the work directory for this process; the kernel frees it however the process ends."""
-    try:
-        workdir.mkdir(parents=True, exist_ok=True)
-        lock = open(workdir / ".lock", "a+")  # noqa: SIM115
-    except (FileExistsError, NotADirectoryError, PermissionError) as error:
-        raise InputError(f"work directory {workdir} cannot be used: {error}") from error
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        lock.seek(0)
-        raise InputError(
-            f"work directory {workdir} is in use by process {lock.read().strip()}; "
-            "wait for it, or choose another --workdir"
-        ) from None
-    lock.truncate(0)
-    lock.write(f"{os.getpid()}\n")
-    lock.flush()
-    return lock
-
-
-def _claim(workdir: Path, identity: dict[str, Any]) -> None:
-    """Writes config.json, or checks that the one there is of the same experiment and config."""
-    path = workdir / "config.json"
-    if not path.exists():
-        part = path.with_suffix(".part")
-        part.write_text(json.dumps(identity, indent=2) + "\n")
-        part.replace(path)
-        return
-    before, now = _flatten(json.loads(path.read_text())), _flatten(identity)
-    differences = [
-        f"{key.removeprefix('config.')} {before.get(key, 'absent')} -> {now.get(key, 'absent')}"
-        for key in sorted(before | now)
-        if before.get(key, "absent") != now.get(key, "absent")
-    ]
-    if differences:
-        raise InputError(
-            f"work directory {workdir} belongs to another run ({', '.join(differences)}); "
-            "choose another --workdir"
-        )
-
-
-def _unclaim(workdir: Path) -> None:
-    """Frees a work directory in which bad input kept the run from writing anything."""
-    if {path.name for path in workdir.iterdir()} == {".lock", "config.json"}:
-        (workdir / "config.json").unlink()
-
-
-def _flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat = {}
-    for key, value in tree.items():
-        if isinstance(value, dict):
-            flat |= _flatten(value, f"{prefix}{key}.")
-        else:
-            flat[f"{prefix}{key}"] = value
-    return flat
 
 
 # ---- surroundings

@@ -128,7 +128,7 @@ def finish(run: launch.Run, session: Session, results: dict[str, Any]) -> None:
     part = run.workdir / "results.json.part"
     part.write_text(json.dumps(results, indent=2) + "\n")
     part.replace(run.workdir / "results.json")
-    print(f"\n{summary(results)}\n\nresults and plots in {run.workdir}", flush=True)
+    print(f"\n{summary(results)}\n\nresults and plots in {run.address}", flush=True)
 
 
 def render(run: launch.Run, act: Callable[..., Any]) -> None:
@@ -150,4 +150,5 @@ def write_video(run: launch.Run, frames: Sequence[np.ndarray], episode_return: f
 
     path = run.workdir / "policy.mp4"
     imageio.mimwrite(str(path), frames, fps=FRAMES_PER_SECOND, macro_block_size=None)
-    print(f"video of an episode with return {episode_return:.0f}: {path}", flush=True)
+    kept = run.address / path.name
+    print(f"video of an episode with return {episode_return:.0f}: {kept}", flush=True)

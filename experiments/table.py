@@ -90,6 +90,8 @@ def main(argv: list[str] | None = None) -> int:
 
 def _sweep(arguments: argparse.Namespace, rest: list[str]) -> int:
     parsed = command_line.parse(["table", *rest])
+    if "://" in (parsed.workdir or ""):
+        raise InputError(f"--workdir={parsed.workdir}: the runs of a table work in a local folder")
     jobs = sweep.share_of(jobs_of(parsed.config), arguments.share)
     place = sweep.Place(
         Path(parsed.workdir or Path("runs", "table")), parsed.data_dir, arguments.results

@@ -37,12 +37,12 @@ class Session:
             data of another fingerprint.
         """
         self._run, self._fingerprint, self._main = run, fingerprint, runner.is_main()
-        self._checkpoints = Checkpoints(run.workdir / "checkpoints")
+        self._checkpoints = Checkpoints(run.address / "checkpoints")
         restored = self._checkpoints.restore(state)
         extra = restored.extra if restored else {}
         if restored and extra["fingerprint"] != fingerprint:
             raise InputError(
-                f"{run.workdir} was trained on other data than {run.data_dir} now holds "
+                f"{run.address} was trained on other data than {run.data_dir} now holds "
                 f"(fingerprint {extra['fingerprint'][:12]}, now {fingerprint[:12]}); "
                 "choose another --workdir"
             )
@@ -64,9 +64,11 @@ class Session:
     def save(self) -> None:
         """Writes a checkpoint of everything, named by the sum of the phases' steps."""
         step = sum(map(runner.step_of, self.state.values()))
+        position = self.logger.position() if self.logger else None
+        self._run.publish()  # first, or a fresh machine would find shorter logs than the checkpoint
         self._checkpoints.save(step, self.state, {
             "fingerprint": self._fingerprint,
-            "position": self.logger.position() if self.logger else None,
+            "position": position,
             "seconds": self.seconds,
             "compile_seconds": self.compile_seconds,
             "aside_seconds": self.aside_seconds,

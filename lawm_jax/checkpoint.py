@@ -16,7 +16,8 @@ import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
 
-from lawm_jax.errors import InputError, TrainingError
+from lawm_jax import bucket
+from lawm_jax.errors import InputError, TrainingError, first_line
 
 KEEP = 2  # the newest, and the one before it should the newest be damaged
 
@@ -44,7 +45,10 @@ class Checkpoints:
     """The checkpoints of one run, in one directory: a folder a step, the newest two are kept."""
 
     def __init__(self, directory: epath.PathLike) -> None:
-        self.directory = epath.Path(directory).absolute()
+        bucket.connect(directory)
+        path = epath.Path(directory)
+        # epath's `absolute` would put the current directory before a gs:// address
+        self.directory = path if bucket.is_address(path) else path.absolute()
         self._manager = ocp.CheckpointManager(
             self.directory,
             options=ocp.CheckpointManagerOptions(
@@ -79,6 +83,10 @@ class Checkpoints:
             if disk_full(error):
                 raise TrainingError(
                     f"step {step}: no space left for a checkpoint {self._space(state)}"
+                ) from error
+            if bucket.is_address(self.directory):  # the libraries have retried
+                raise TrainingError(
+                    f"step {step}: no checkpoint in {self.directory}: {first_line(error)}"
                 ) from error
             raise
         if not saved:

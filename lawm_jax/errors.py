@@ -7,3 +7,8 @@ class InputError(ValueError):
 
 class TrainingError(RuntimeError):
     """Training cannot go on (a loss became NaN, the disk is full): which metric and step."""
+
+
+def first_line(error: BaseException) -> str:
+    """What another library's error says, as part of a line."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:200]

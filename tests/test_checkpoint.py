@@ -63,6 +63,26 @@ def test_round_trip_and_the_latest_two_are_kept(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["2", "30"]
 
 
+def test_a_bucket_holds_checkpoints_as_a_folder_does(gcs):
+    saved("gs://bucket/run/checkpoints", 1, 2, 30)
+    state, extra, step = restored("gs://bucket/run/checkpoints")
+    assert (step, extra) == (30, {"seen": [30, 1.5], "name": "x"})
+    assert_same(state, make_state(30))
+    assert {name.split("/")[2] for name in gcs.names("run/checkpoints/")} == {"2", "30"}
+    for name in gcs.names("run/checkpoints/30/"):  # as a kill in mid-save leaves it
+        if name.endswith("30/commit_success.txt"):
+            del gcs.objects[name]
+    assert restored("gs://bucket/run/checkpoints").step == 2
+    assert gcs.names("run/checkpoints/30/") == []
+
+
+def test_a_bucket_that_refuses_a_checkpoint_is_one_line(gcs):
+    checkpoints = Checkpoints("gs://bucket/run/checkpoints")
+    gcs.refuse = 403
+    with pytest.raises(TrainingError, match="step 1: no checkpoint in gs://bucket/run/checkpoints"):
+        checkpoints.save(1, make_state(1), {})
+
+
 def test_saving_the_same_step_again_changes_nothing(tmp_path):
     saved(tmp_path, 1, 2, 2)
     assert restored(tmp_path).step == 2

@@ -230,3 +230,14 @@ def test_errors_of_the_collection_pass_through(tmp_path):
     with pytest.raises(TrainingError, match="could not be written to .* No space"):
         write_frames(tmp_path, NAME, failing(OSError(28, "No space left")), make(), {})
     assert not records.dataset_directory(tmp_path, NAME).exists()
+
+
+def test_a_bucket_holds_frames_as_a_folder_does(gcs, tmp_path):
+    for data_dir in ("gs://bucket/data", tmp_path):
+        write_frames(data_dir, NAME, make(), make((5, 9), 1), {"game": "miner"})
+    for split in frame_shards.SPLITS:
+        local, remote = (read_frames(x, NAME, split) for x in (tmp_path, "gs://bucket/data"))
+        assert remote.statistics == local.statistics
+        for one, other in zip((*remote.frames, *remote.notes), (*local.frames, *local.notes),
+                              strict=True):
+            np.testing.assert_array_equal(one, other)

@@ -250,3 +250,38 @@ def test_content_that_passes_all_checksums_but_is_not_what_was_written(written):
     content["fingerprint"] = "0" * 64
     path.write_text(json.dumps(content))
     assert "fingerprint differs" in refusal(data_dir)
+
+
+# ---- in a bucket
+
+
+def test_a_bucket_holds_a_data_set_as_a_folder_does(gcs):
+    trajectories = make(labelled=lambda i: i in (2, 5))
+    assert not shards.dataset_exists("gs://bucket/data", NAME)
+    directory = shards.write_dataset("gs://bucket/data", NAME, trajectories, {"a": 1})
+    assert str(directory) == f"gs://bucket/data/{NAME}/1.0.0"
+    assert shards.dataset_exists("gs://bucket/data", NAME)
+    dataset = shards.read_dataset("gs://bucket/data", NAME)
+    assert (dataset.metadata, dataset.fingerprint) == ({"a": 1}, fingerprint(trajectories))
+    assert all(map(same, dataset.trajectories, trajectories))
+    with pytest.raises(InputError, match="exists: choose another name"):
+        shards.write_dataset("gs://bucket/data", NAME, trajectories, {})
+    with pytest.raises(InputError, match=f"no data set 'a/b' in gs://bucket/data; it has {NAME}"):
+        shards.read_dataset("gs://bucket/data", "a/b")
+
+
+def test_an_upload_that_was_killed_is_no_data_set(gcs):
+    directory = shards.write_dataset("gs://bucket/data", NAME, make(), {})
+    written = list(gcs.objects)
+    assert written[-1] == f"data/{NAME}/1.0.0/dataset_info.json"  # in the order of the uploads
+    del gcs.objects[written[-1]]
+    assert not shards.dataset_exists("gs://bucket/data", NAME)
+    assert shards.write_dataset("gs://bucket/data", NAME, make(), {}) == directory
+    assert len(shards.read_dataset("gs://bucket/data", NAME).trajectories) == 6
+
+
+def test_a_damaged_shard_in_a_bucket_is_named_by_its_address(gcs):
+    directory = shards.write_dataset("gs://bucket/data", NAME, make(), {})
+    (shard,) = (name for name in gcs.objects if "array_record" in name)
+    gcs.objects[shard] = gcs.objects[shard][0][:20_000], 1000
+    assert refusal("gs://bucket/data").startswith(f"{directory}/{Path(shard).name}: record ")

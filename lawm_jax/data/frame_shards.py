@@ -151,7 +151,13 @@ def read_frames(
         InputError: it does not exist (lists those that do), is of another game, or a file is
             missing or damaged (names the file and the record).
     """
-    directory = records.existing_directory(data_dir, name)
+    with records.opened(data_dir, name, split) as directory:
+        return _read_split(directory, name, split, game, max_frames)
+
+
+def _read_split(
+    directory: epath.Path, name: str, split: str, game: str | None, max_frames: int | None
+) -> FrameDataset:
     metadata, splits = records.read_metadata(directory, "metadata", "splits")
     if game is not None and metadata.get("game") != game:
         raise InputError(f"{directory}: is of the game {metadata.get('game')}, not of {game}")

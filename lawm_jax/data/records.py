@@ -3,10 +3,15 @@
 The data set "walker_walk/medium_replay_400" lies in DATA_DIR/walker_walk/medium_replay_400/1.0.0,
 where any TFDS program can open it with `tfds.builder_from_directory`. What its records hold is the
 business of the callers: shards.py (trajectories of states) and frame_shards.py (video frames).
+
+ArrayRecord writes local files only. A data set of a gs:// DATA_DIR is written to a temporary folder
+and uploaded, and downloaded to one to be read.
 """
 
+import contextlib
 import json
 import re
+import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, TypeVar
 
@@ -14,9 +19,11 @@ import tensorflow_datasets as tfds
 from etils import epath
 from tensorflow_datasets.core.utils import incomplete_dir
 
-from lawm_jax.errors import InputError, TrainingError
+from lawm_jax import bucket
+from lawm_jax.errors import InputError, TrainingError, first_line
 
 VERSION = "1.0.0"
+_LAST = "dataset_info.json"  # uploaded last: a data set in a bucket exists where this does
 _MEND = "restore it from a copy, or remove the directory and make the data set again"
 T = TypeVar("T")
 
@@ -25,8 +32,9 @@ def dataset_directory(data_dir: epath.PathLike, name: str) -> epath.Path:
     """The directory that holds the shards of a data set, whether or not it exists.
 
     Raises:
-        InputError: the name is not "NAME/CONFIG".
+        InputError: the name is not "NAME/CONFIG", or data_dir is in a bucket that cannot be used.
     """
+    bucket.connect(data_dir)
     if not re.fullmatch(r"[a-z]\w*/\w[\w.-]*", name):
         raise InputError(
             f"data set name '{name}': must look like NAME/CONFIG, "
@@ -35,19 +43,40 @@ def dataset_directory(data_dir: epath.PathLike, name: str) -> epath.Path:
     return epath.Path(data_dir).expanduser() / name / VERSION
 
 
-def existing_directory(data_dir: epath.PathLike, name: str) -> epath.Path:
-    """The same, of a data set that exists.
+def exists(data_dir: epath.PathLike, name: str) -> bool:
+    """Whether a data set of this name lies in the data directory, whole or damaged since."""
+    directory = dataset_directory(data_dir, name)
+    if bucket.is_address(directory):
+        return bucket.exists(f"{directory}/{_LAST}")
+    return directory.exists()
+
+
+@contextlib.contextmanager
+def opened(data_dir: epath.PathLike, name: str, split: str) -> Iterator[epath.Path]:
+    """A local directory that holds a split of a data set for as long as the context lasts.
 
     Raises:
-        InputError: it does not; the message lists those that do.
+        InputError: there is no such data set; the message lists those that there are.
+        TrainingError: it cannot be downloaded.
     """
     directory = dataset_directory(data_dir, name)
-    if directory.exists():
-        return directory
-    found = epath.Path(data_dir).expanduser().glob(f"*/*/{VERSION}/dataset_info.json")
-    names = sorted("/".join(path.parts[-4:-2]) for path in found)
-    listed = f"it has {', '.join(names)}" if names else "it has no data sets"
-    raise InputError(f"no data set '{name}' in {data_dir}; {listed}")
+    if not exists(data_dir, name):
+        found = epath.Path(data_dir).expanduser().glob(f"*/*/{VERSION}/dataset_info.json")
+        names = sorted("/".join(path.parts[-4:-2]) for path in found)
+        listed = f"it has {', '.join(names)}" if names else "it has no data sets"
+        raise InputError(f"no data set '{name}' in {data_dir}; {listed}")
+    if not bucket.is_address(directory):
+        yield directory
+        return
+    with tempfile.TemporaryDirectory(prefix="lawm_jax_") as temporary:
+        local = epath.Path(temporary)
+        for file in bucket.names(str(directory)):
+            if ".array_record" not in file or f"-{split}." in file:
+                (local / file).write_bytes(bucket.read(f"{directory}/{file}"))
+        try:
+            yield local
+        except InputError as error:  # which names a file that is about to vanish
+            raise InputError(str(error).replace(temporary, str(directory))) from error
 
 
 def refuse_existing(data_dir: epath.PathLike, name: str) -> epath.Path:
@@ -57,7 +86,7 @@ def refuse_existing(data_dir: epath.PathLike, name: str) -> epath.Path:
         InputError: it does.
     """
     directory = dataset_directory(data_dir, name)
-    if directory.exists():
+    if exists(data_dir, name):
         raise InputError(f"{directory} exists: choose another name, or remove it to write it again")
     return directory
 
@@ -102,6 +131,15 @@ def write_records(
         TrainingError: the disk is full or cannot be written to.
     """
     directory = refuse_existing(data_dir, name)
+    if bucket.is_address(directory):
+        with tempfile.TemporaryDirectory(prefix="lawm_jax_") as temporary:
+            local = write_records(
+                temporary, name, splits, features=features, description=description,
+                metadata=metadata, records_per_shard=records_per_shard,
+            )
+            for path in sorted(local.iterdir(), key=lambda path: path.name == _LAST):
+                bucket.write(f"{directory}/{path.name}", path.read_bytes())
+        return directory
     try:
         with incomplete_dir(directory) as temporary:  # renamed at the end
             dataset, config = name.split("/")
@@ -164,7 +202,7 @@ def read_records(
             except Exception as error:  # ArrayRecord has no error type of its own
                 raise InputError(
                     f"{shard}: record {record} of {length} cannot be read: the file is damaged or "
-                    f"truncated ({_first_line(error)}); {_MEND}"
+                    f"truncated ({first_line(error)}); {_MEND}"
                 ) from error
             yield decoded
             index += 1
@@ -181,7 +219,7 @@ def read_metadata(directory: epath.Path, *keys: str) -> list[Any]:
         return [content[key] for key in keys]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(
-            f"{directory}/metadata.json is missing or damaged ({_first_line(error)}); {_MEND}"
+            f"{directory}/metadata.json is missing or damaged ({first_line(error)}); {_MEND}"
         ) from error
 
 
@@ -196,9 +234,5 @@ def wrong_content(directory: epath.Path) -> InputError:
 def _damaged_description(directory: epath.Path, error: Exception) -> InputError:
     return InputError(
         f"{directory}: dataset_info.json or features.json is missing or damaged "
-        f"({_first_line(error)}); {_MEND}"
+        f"({first_line(error)}); {_MEND}"
     )
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0][:200]

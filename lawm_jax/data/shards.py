@@ -34,7 +34,7 @@ class Dataset:
 
 def dataset_exists(data_dir: epath.PathLike, name: str) -> bool:
     """Whether a data set of this name lies in the data directory, whole or damaged since."""
-    return records.dataset_directory(data_dir, name).exists()
+    return records.exists(data_dir, name)
 
 
 def write_dataset(
@@ -87,12 +87,12 @@ def read_dataset(data_dir: epath.PathLike, name: str) -> Dataset:
         InputError: it does not exist (lists those that do), or a file is missing or damaged
             (names the file and the record).
     """
-    directory = records.existing_directory(data_dir, name)
-    metadata, expected = records.read_metadata(directory, "metadata", "fingerprint")
-    trajectories = list(records.read_records(directory, "train", _from_example))
-    validate(trajectories, where=str(directory))
-    if fingerprint(trajectories) != expected:
-        raise records.wrong_content(directory)
+    with records.opened(data_dir, name, "train") as directory:
+        metadata, expected = records.read_metadata(directory, "metadata", "fingerprint")
+        trajectories = list(records.read_records(directory, "train", _from_example))
+        validate(trajectories, where=str(directory))
+        if fingerprint(trajectories) != expected:
+            raise records.wrong_content(directory)
     return Dataset(name, trajectories, metadata, expected)
 
 
