@@ -10,7 +10,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from benchmarks import convolution, flops, hlo, step_time
+from benchmarks import convolution, flops, hlo, parts, step_time
+from benchmarks.train_steps import train_steps
+from configs.dmc import get_config
+from lawm_jax.envs.dmc import task_spec
+from lawm_jax.lawm.methods import resolve
+from lawm_jax.runner import make_mesh
 
 
 @pytest.fixture
@@ -188,3 +193,25 @@ def test_formulations_of_a_convolution_agree():
         np.testing.assert_allclose(found, expected, atol=1e-4)
         for a, b in zip(theirs(seed), gradients(seed), strict=True):
             np.testing.assert_allclose(a, b, atol=1e-4)
+
+
+def test_parts_of_a_step_make_up_its_operations():
+    config = get_config("walker_walk,tiny")
+    spec = task_spec(config.task)
+    program = resolve(config, spec.observation_size, spec.action_size)
+    step = train_steps(config, make_mesh(jax.devices()[:1]))[0]
+    whole = flops.count(
+        lambda *args: step.step(*args, steps=1), step.state, step.shared, step.sharded
+    )
+    counts = {
+        name: flops.count(function, *args)
+        for name, (function, args) in parts.parts(program, config).items()
+    }
+    # Noise and update multiply nothing; the gradient is all that the step multiplies.
+    assert counts["loss and gradient"] == whole
+    assert counts["windows and noise"] == counts["update"] == 0
+    assert 2 * counts["loss"] < whole < 4 * counts["loss"]
+    recurrence = [count for name, count in counts.items() if "recurrence" in name]
+    assert 0 < recurrence[0] < counts["loss"] and recurrence[0] < recurrence[1] < whole
+    row = parts.measure("update", jnp.sin, (jnp.ones(3),), matmul_rate=1.0)
+    assert row["milliseconds"] > 0 and row["useful_gflops"] == 0
