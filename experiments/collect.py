@@ -94,9 +94,12 @@ def _collect_frames(run: Run, start: float) -> None:
     Raises InputError where there is one of its name, or the game has no such expert.
     """
     from experiments.data import frames_name, make_frames
+    from experiments.expert import train_expert
     from experiments.summary import summary
     from lawm_jax.data import records
 
+    if not run.config.collect.from_snapshots:
+        train_expert(run)
     make_frames(run)
     directory = records.dataset_directory(run.data_dir, frames_name(run.config))
     splits = records.read_metadata(directory, "splits")[0]
