@@ -226,7 +226,7 @@ def _run() -> Config:
 
 
 def _online_run() -> Config:
-    """The same for online, scratch and the training of an expert; a step is an update, on envs x horizon frames."""
+    """The same for online, scratch and expert; a step is an update, on envs x horizon frames."""
     run = Config()
     run.steps_per_call = 1
     # Environments are made anew at every checkpoint, and the episodes under way are lost.
