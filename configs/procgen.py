@@ -281,7 +281,7 @@ def _small(config: Config) -> None:
     config.expert_policy.blocks, config.expert_policy.patch = 1, 4
     # Gradients are dear and frames cheap on a CPU: every frame is learned from once.
     expert = config.expert
-    expert.frames, expert.minibatches, expert.epochs = 1_000_000, 16, 1
+    expert.frames, expert.minibatches, expert.epochs = 409_600, 16, 1
     config.run.evaluate_every = 1000
     config.online_run.checkpoint_every = config.online_run.evaluate_every = 25
 
