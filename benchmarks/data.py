@@ -5,7 +5,7 @@
 Shards of random trajectories in the config's sizes are written to a temporary directory and read
 back as a run reads them; windows are sampled by the compiled function that the train step calls;
 environments are stepped with random actions. Of a game (--config=configs/procgen.py:miner,small)
-the shards hold what its scripted expert does, and windows are drawn on the host, as streamed.
+the shards hold what its expert does, and windows are drawn on the host, as streamed.
 """
 
 import argparse
@@ -25,7 +25,8 @@ from benchmarks.control_steps import random_data
 from benchmarks.step_time import REPETITIONS, Row, table, write_json
 from benchmarks.train_steps import of_lapo
 from experiments import command_line
-from lawm_jax.collect_procgen import Tally, record_episodes, scripted_act
+from experiments.data import expert_of
+from lawm_jax.collect_procgen import Tally, record_episodes
 from lawm_jax.data.frame_shards import read_frames, write_frames
 from lawm_jax.data.frames import stream_windows
 from lawm_jax.data.shards import read_dataset, write_dataset
@@ -35,7 +36,6 @@ from lawm_jax.envs.dmc import ControlSuite, task_spec
 from lawm_jax.envs.procgen import NUM_ACTIONS, Procgen
 from lawm_jax.errors import InputError
 from lawm_jax.lawm.methods import resolve
-from lawm_jax.scripted.experts import expert_for
 
 SAMPLES, ENVIRONMENTS, ENVIRONMENT_STEPS = 200, 16, 200
 FRAMES = 20_000
@@ -59,7 +59,7 @@ def rows(config: Any) -> list[Row]:
 
 def frame_rows(config: Any) -> list[Row]:
     """Of a game: its steps, frames in shards, and streamed windows of them."""
-    data, envs = config.data, config.data.num_envs
+    envs = config.data.num_envs
     rng = np.random.default_rng(0)
     with contextlib.closing(Procgen(config.task, ENVIRONMENTS, seed=0)) as env:
 
@@ -76,9 +76,9 @@ def frame_rows(config: Any) -> list[Row]:
         contextlib.closing(Procgen(config.task, envs, seed=0)) as env,
         tempfile.TemporaryDirectory() as directory,
     ):
-        act = scripted_act(config.task, data.random_actions, seed=0)
-        patience = expert_for(config.task).patience
-        episodes = list(record_episodes(env, act, FRAMES, Tally(), patience))
+        expert = expert_of(config)
+        act = expert.make_act(0)
+        episodes = list(record_episodes(env, act, FRAMES, Tally(), expert.patience))
         frames = sum(len(episode.observation) for episode in episodes)
         begin = time.perf_counter()
         path = write_frames(directory, f"{config.task}/noise", episodes, episodes[:1], {})

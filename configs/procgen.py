@@ -62,6 +62,10 @@ def get_config(arg: str = "bigfish") -> Config:
     config.evaluation = _evaluation(game)
     config.run = _run()
     config.online_run = _online_run()
+    config.collect = _collect()
+    config.expert_policy = _encoder()
+    config.expert = _ppo(5e-4, trunk=ALWAYS, fc=ALWAYS, policy=ALWAYS, value=ALWAYS)
+    config.expert.frames, config.expert.entropy = 25_000_000, 0.01
     if preset != "published":
         _small(config)
     if preset == "tiny":
@@ -76,10 +80,10 @@ def _data() -> Config:
     data.max_frames = 2_500_000
     # frames in the memory of the devices, divided among them; else streamed from the host's
     data.on_device = True
-    # of the data that a scripted expert makes (bigfish, heist, maze, miner)
+    # of the data that an expert makes: see _collect
     data.train_frames = 2_500_000
     data.test_frames = 100_000
-    data.random_actions = 0.1  # share of uniformly random actions
+    data.random_actions = 0.1  # share of uniformly random actions of a scripted expert
     data.num_levels = 0  # of the training split, 0 for all; the test split takes the next ones
     data.start_level = 0
     # Episodes that run at the end are dropped, more often long ones: an environment should record
@@ -222,13 +226,24 @@ def _run() -> Config:
 
 
 def _online_run() -> Config:
-    """The same for online and scratch; a step is an update, on envs x horizon frames."""
+    """The same for online, scratch and expert; a step is an update, on envs x horizon frames."""
     run = Config()
     run.steps_per_call = 1
     # Environments are made anew at every checkpoint, and the episodes under way are lost.
     run.checkpoint_every = 50
     run.evaluate_every = 100  # a point of the curves, of evaluation.episodes episodes
     return run
+
+
+def _collect() -> Config:
+    """Who plays for the data: a scripted expert where the game has one, else one trained by PPO."""
+    collect = Config()
+    # False: experiments.collect trains a PPO expert for any game, by the sections expert_policy,
+    # expert and online_run; experiments.lapo takes the data that such an expert made
+    collect.from_snapshots = True
+    collect.snapshot = ""  # file of a PPO expert; "" takes the one that ships with the package
+    collect.temperature = 1.0  # of a PPO expert's actions
+    return collect
 
 
 def _small(config: Config) -> None:
@@ -262,20 +277,25 @@ def _small(config: Config) -> None:
     online.schedule.value = ((5_000.0, 0.0), (10_000.0, 0.25), end)
     online.supervised_from, online.supervised_to = 2000, 50_000
     online.supervised_capacity = 50_000
+    config.expert_policy.channels, config.expert_policy.multiplier = (16, 32, 64), 1
+    config.expert_policy.blocks, config.expert_policy.patch = (1, 1, 1), 4
+    # Gradients are dear and frames cheap on a CPU: every frame is learned from once.
+    expert = config.expert
+    expert.frames, expert.minibatches, expert.epochs = 409_600, 16, 1
     config.run.evaluate_every = 1000
     config.online_run.checkpoint_every = config.online_run.evaluate_every = 25
 
 
 def _tiny(config: Config) -> None:
     config.data.train_frames, config.data.test_frames, config.data.num_envs = 2000, 400, 4
-    for encoder in (config.idm, config.policy):
+    for encoder in (config.idm, config.policy, config.expert_policy):
         encoder.channels, encoder.blocks, encoder.features = (8,), (1,), 16
     config.fdm.width = 8
     config.vq.codes, config.vq.size, config.vq.embeddings = 2, 4, 8
     for name in ("latent_action", "latent_policy", "cloning", "supervised_idm"):
         config[name].steps, config[name].rows, config[name].warmup_steps = 40, 16, 5
     config.decoder.labels, config.decoder.units, config.decoder.steps = (8, 32), (16,), 40
-    for ppo in (config.online, config.scratch):
+    for ppo in (config.online, config.scratch, config.expert):
         ppo.frames, ppo.envs, ppo.horizon, ppo.minibatches = 512, 8, 16, 2
     online = config.online
     online.supervised_from, online.supervised_to, online.supervised_always_until = 128, 512, 384

@@ -9,11 +9,14 @@ medium, medium_replay and plan2explore, of --config.data.trajectories each.
 `--config.collect.from_snapshots=true` skips the training and rolls out the policies that ship with
 the package: about a minute a data set on two cores.
 
-For a game with a scripted expert, --config=configs/procgen.py:miner writes the data set that
-experiments.lapo would make, of --config.data.train_frames and test_frames.
+For a game, --config=configs/procgen.py:coinrun,small writes the data set that experiments.lapo
+would make, of --config.data.train_frames and test_frames: played by the game's scripted expert
+where it has one, else by the PPO policy that ships with the package.
+`--config.collect.from_snapshots=false` trains a PPO expert instead, for any game; it is kept in
+WORKDIR/snapshot.npz, which `--config.collect.snapshot=FILE` takes elsewhere.
 
-WORKDIR/statistics.csv is the table of returns (the LAWM paper's Table 4), returns.png their
-histograms (its Figure 3).
+Of a control task, WORKDIR/statistics.csv is the table of returns (the LAWM paper's Table 4),
+returns.png their histograms (its Figure 3).
 """
 
 import csv
@@ -27,6 +30,9 @@ from experiments.launch import Run, Stopped
 from experiments.progress import Progress
 
 if TYPE_CHECKING:
+    from etils import epath
+
+    from lawm_jax.experts import Expert
     from lawm_jax.policies import Snapshots
 
 COLUMNS = ("mean", "std", "min", "p25", "median", "p75", "max", "trajectories")
@@ -88,21 +94,47 @@ def _require_one_host() -> None:
 
 
 def _collect_frames(run: Run, start: float) -> None:
-    """Writes the data set of a game's scripted expert.
+    """Writes the data set of a game's expert.
 
-    Raises InputError where there is one of its name, or the game has no such expert.
+    Raises InputError where there is one of its name, or no expert to play it.
     """
-    from experiments.data import frames_name, make_frames
+    from experiments.data import choose_expert, frames_name, make_frames
+    from experiments.expert import trained_snapshot
     from experiments.summary import summary
     from lawm_jax.data import records
+    from lawm_jax.errors import InputError
 
-    make_frames(run)
-    directory = records.dataset_directory(run.data_dir, frames_name(run.config))
+    settings, name = run.config.collect, frames_name(run.config)
+    if settings.snapshot and not settings.from_snapshots:
+        raise InputError(
+            f"collect.snapshot names {settings.snapshot}, but collect.from_snapshots=false trains "
+            "an expert: leave one of them out"
+        )
+    path = settings.snapshot
+    if not settings.from_snapshots:
+        if not (run.workdir / "snapshot.npz").exists():  # said before the training, not after
+            records.refuse_existing(run.data_dir, name)
+        path = trained_snapshot(run)
+    expert = choose_expert(run.config, path or None)
+    directory = records.dataset_directory(run.data_dir, name)
+    if settings.from_snapshots or not _made_before(directory, expert):
+        make_frames(run, expert)
     splits = records.read_metadata(directory, "splits")[0]
     fingerprints = {split: values.pop("fingerprint") for split, values in splits.items()}
-    results = {"fingerprints": fingerprints, "statistics": splits}
+    about = {"kind": expert.kind, **expert.about}
+    results = {"expert": about, "fingerprints": fingerprints, "statistics": splits}
     _finish(run, start, results)
     print(f"wrote {directory}\n\n{summary(results)}")
+
+
+def _made_before(directory: "epath.Path", expert: "Expert") -> bool:
+    """Whether a data set is there and this very expert made it, in a run that was interrupted."""
+    from lawm_jax.data import records
+
+    if not directory.exists():
+        return False
+    made = records.read_metadata(directory, "metadata")[0]
+    return made.get("snapshot_sha256") == expert.about["snapshot_sha256"]
 
 
 def _finish(run: Run, start: float, results: dict[str, Any]) -> None:

@@ -1,7 +1,7 @@
 """The data set of a run: read from the data directory, or made there where that takes minutes.
 
 Control tasks' trajectories are rolled out from shipped snapshots, Procgen's frames played by
-scripted experts.
+scripted experts and shipped PPO policies.
 """
 
 import hashlib
@@ -9,18 +9,20 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple, Protocol, TypeVar
 
 import jax
+from etils import epath
 from ml_collections import ConfigDict
 
 from experiments.launch import Run, Stopped
-from lawm_jax import collect, policies, runner
-from lawm_jax.collect_procgen import write_scripted_dataset
+from lawm_jax import collect, experts, policies, runner
+from lawm_jax.collect_procgen import write_expert_dataset
 from lawm_jax.data.frame_shards import SPLITS, FrameDataset, read_frames
 from lawm_jax.data.shards import Dataset, dataset_exists, read_dataset, write_dataset
 from lawm_jax.data.trajectory import Trajectory, validate
 from lawm_jax.data.windows import Split, split
 from lawm_jax.envs.dmc import TaskSpec
 from lawm_jax.errors import InputError
-from lawm_jax.scripted.experts import expert_for
+from lawm_jax.experts import Expert
+from lawm_jax.ppo_snapshots import shipped
 
 COLLECTION_SEED = 0  # the data set is the same whatever the seed of the run
 
@@ -85,7 +87,7 @@ def load_frames(run: Run) -> Frames:
     """Reads the frames of the run's game, at most data.max_frames of each split.
 
     Raises:
-      InputError: there are none and the game has no scripted expert; a shard is damaged; another
+      InputError: there are none and no expert at hand to make them; a shard is damaged; another
         game's data, or made with other settings; the hosts of a run hold different data.
       Stopped: a signal came meanwhile.
     """
@@ -94,7 +96,7 @@ def load_frames(run: Run) -> Frames:
         raise InputError(f"data.max_frames is {data.max_frames}; a window needs 3 frames")
     name = frames_name(run.config)
     if not data.name and not dataset_exists(run.data_dir, name):
-        expert_for(game)  # said at once, and by every host
+        expert_of(run.config)  # said at once, and by every host
 
     def read() -> Frames:
         train, test = (
@@ -109,42 +111,77 @@ def load_frames(run: Run) -> Frames:
         parts = "".join(frames.statistics["fingerprint"] for frames in (train, test))
         return Frames(train, test, hashlib.sha256(parts.encode()).hexdigest())
 
-    return _make_and_read(run, name, lambda: make_frames(run), read)
+    return _make_and_read(run, name, lambda: make_frames(run, expert_of(run.config)), read)
 
 
 def frames_name(config: ConfigDict) -> str:
     """The name of the data set that a config of a game asks for."""
-    return config.data.name or f"{config.task}/scripted_{config.data.train_frames}"
+    kind = experts.kind_of(config.task, _prefers_ppo(config))
+    return config.data.name or f"{config.task}/{kind}_{config.data.train_frames}"
 
 
-def make_frames(run: Run) -> None:
-    """Writes the data set of the game's scripted expert.
+def expert_of(config: ConfigDict) -> Expert:
+    """The expert at hand that plays the data of a config's game.
 
     Raises:
-      InputError: it exists, the game has no scripted expert, or a setting cannot be.
+      InputError: there is none, or a setting of it cannot be.
+    """
+    if not config.collect.from_snapshots:
+        raise InputError(
+            f"there is no {frames_name(config)} yet, and collect.from_snapshots=false leaves it to "
+            f"an expert of your own: train it first, python -m experiments.collect "
+            f"--config=configs/procgen.py:{config.task},{config.preset} "
+            "--config.collect.from_snapshots=false"
+        )
+    return choose_expert(config, config.collect.snapshot or None)
+
+
+def choose_expert(config: ConfigDict, snapshot: epath.PathLike | None) -> Expert:
+    """The same with the given snapshot file of a PPO expert; None: what comes with the package."""
+    return experts.choose(
+        config.task, random_actions=config.data.random_actions,
+        temperature=config.collect.temperature, snapshot=snapshot,
+    )
+
+
+def make_frames(run: Run, expert: Expert) -> None:
+    """Writes the data set that an expert plays.
+
+    Raises:
+      InputError: it exists, or a setting cannot be.
       Stopped: a signal came meanwhile.
     """
     data, name = run.config.data, frames_name(run.config)
-    print(f"making {name} in {run.data_dir} with the scripted expert", flush=True)
-    write_scripted_dataset(
-        run.data_dir, name, run.config.task, train_frames=data.train_frames,
-        test_frames=data.test_frames, seed=COLLECTION_SEED, random_actions=data.random_actions,
-        num_levels=data.num_levels, start_level=data.start_level, num_envs=data.num_envs,
-        poll=poll_of(run),
+    print(f"making {name} in {run.data_dir} with the {expert.kind} expert", flush=True)
+    write_expert_dataset(
+        run.data_dir, name, expert, train_frames=data.train_frames,
+        test_frames=data.test_frames, seed=COLLECTION_SEED, num_levels=data.num_levels,
+        start_level=data.start_level, num_envs=data.num_envs, poll=poll_of(run),
     )
+
+
+def _prefers_ppo(config: ConfigDict) -> bool:
+    return bool(config.collect.snapshot) or not config.collect.from_snapshots
 
 
 def _check_settings(run: Run, train: FrameDataset) -> None:
     """A data set of the same name that was made otherwise must not pass for the run's."""
-    made, data = train.metadata, run.config.data
+    made, config = train.metadata, run.config
+    data, collect = config.data, config.collect
     levels = made.get("levels", {}).get("train", {})
     settings = {
-        "random_actions": made.get("random_actions"),
-        "num_envs": made.get("num_envs"),
-        "num_levels": levels.get("number") or 0,
-        "start_level": levels.get("start"),
+        "num_envs": (made.get("num_envs"), data.num_envs),
+        "num_levels": (levels.get("number") or 0, data.num_levels),
+        "start_level": (levels.get("start"), data.start_level),
     }
-    other = [f"{key} {value}" for key, value in settings.items() if value != data[key]]
+    if experts.kind_of(config.task, _prefers_ppo(config)) == experts.SCRIPTED:
+        settings["random_actions"] = made.get("random_actions"), data.random_actions
+    else:
+        settings["temperature"] = made.get("temperature"), collect.temperature
+        if collect.from_snapshots and (collect.snapshot or config.task in shipped()):
+            digest = expert_of(config).about["snapshot_sha256"]
+            settings["snapshot_sha256"] = made.get("snapshot_sha256"), digest
+    other = [f"{key} {value}" for key, (value, wanted) in settings.items() if value != wanted]
     if other:
         raise InputError(
             f"{run.data_dir}/{train.name} was made with other settings than the config's "

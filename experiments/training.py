@@ -87,7 +87,7 @@ class Session:
         shared: PyTree,
         sharded: PyTree | Callable[[int], Iterator[PyTree]],
         total: int,
-        evaluate: Callable[[PyTree], Mapping[str, Any]],
+        evaluate: Callable[[PyTree], Mapping[str, Any]] | None,
         shown: tuple[str, ...],
         schedule: str = "run",
         anywhere: bool = True,
@@ -99,7 +99,7 @@ class Session:
           sharded: what every dispatch draws from; or, for a streamed step, called with the step
             that training stands at, the batches of one dispatch after another.
           evaluate: called on this host's copy of the state every evaluate_every steps and at the
-            end, by the main process alone; its metrics are logged.
+            end, by the main process alone; its metrics are logged. None: there is nothing to.
           shown: names of the metrics that the progress line shows.
           schedule: the config's section with steps_per_call, checkpoint_every, evaluate_every.
           anywhere: training can be continued from any step. Otherwise only from multiples of
@@ -138,7 +138,8 @@ class Session:
             self.state[phase], pending, step = state, (step, metrics), step + count
             done = step == total
             due = lambda every, step=step, done=done: done or step % every == 0
-            evaluating, saving = due(settings.evaluate_every), due(settings.checkpoint_every)
+            evaluating = evaluate is not None and due(settings.evaluate_every)
+            saving = due(settings.checkpoint_every)
             stopping = self._stopping(saving)
             keeping = saving or (stopping and anywhere)
             if evaluating or keeping:

@@ -1,6 +1,6 @@
 """Data sets of Procgen frames: episodes of an expert, recorded and written as shards.
 
-    an expert's act -> record_episodes -> frame_shards.write_frames
+    experts.Expert -> record_episodes -> frame_shards.write_frames
 """
 
 import dataclasses
@@ -11,13 +11,9 @@ from etils import epath
 
 from lawm_jax.data import records
 from lawm_jax.data.frame_shards import Episode, write_frames
-from lawm_jax.envs.procgen import NUM_ACTIONS, RETURNS, Procgen
+from lawm_jax.envs.procgen import RETURNS, Procgen
 from lawm_jax.errors import InputError
-from lawm_jax.scripted.experts import expert_for
-
-# Maps frames [N, 64, 64, 3] uint8 and those before them (at an episode's start: the same) to
-# actions [N] int, values [N] and log-probabilities [N].
-Act = Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray, np.ndarray]]
+from lawm_jax.experts import Act, Expert
 
 
 @dataclasses.dataclass
@@ -105,55 +101,28 @@ def _episode(rows: list[tuple], last_frame: np.ndarray, episode_return: float) -
     )
 
 
-def scripted_act(game: str, random_actions: float, seed: int) -> Act:
-    """The scripted expert of a game, with a share of uniformly random actions.
-
-    Raises:
-        InputError: the game has none; the share is not in 0 .. 1.
-    """
-    expert = expert_for(game)
-    if not 0 <= random_actions <= 1:
-        raise InputError(f"random_actions is a share in 0 .. 1, not {random_actions}")
-    rng = np.random.default_rng(seed)
-
-    def act(
-        observation: np.ndarray, before: np.ndarray
-    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        chosen = [expert.act(*frames, rng) for frames in zip(observation, before, strict=True)]
-        size = len(chosen)
-        action = np.where(
-            rng.random(size) < random_actions, rng.integers(0, NUM_ACTIONS, size), chosen
-        )
-        probability = random_actions / NUM_ACTIONS + (1 - random_actions) * (action == chosen)
-        return action, np.zeros(size, np.float32), np.log(probability)
-
-    return act
-
-
-def write_scripted_dataset(
+def write_expert_dataset(
     data_dir: epath.PathLike,
     name: str,
-    game: str,
+    expert: Expert,
     *,
     train_frames: int,
     test_frames: int,
     seed: int,
-    random_actions: float = 0.1,
     num_levels: int = 0,
     start_level: int = 0,
     num_envs: int = 64,
     poll: Callable[[], None] = lambda: None,
 ) -> epath.Path:
-    """Plays the scripted expert and writes what it did; the same arguments give the same data.
+    """Lets an expert play and writes what it did; the same arguments give the same data.
 
     Args:
         data_dir: where data sets lie.
         name: "GAME/CONFIG".
-        game: one with a scripted expert.
+        expert: from `experts.choose`.
         train_frames: at least so many.
         test_frames: likewise, on other levels.
-        seed: of the environments and the random actions.
-        random_actions: share of uniformly random actions.
+        seed: of the environments and the expert's random numbers.
         num_levels: of the training split, 0 for all there are (2^31); the test split has as many,
             the next ones. With 0 the two meet the same level with negligible probability.
         start_level: the first of the training split's levels.
@@ -164,9 +133,9 @@ def write_scripted_dataset(
         The directory that holds the shards.
 
     Raises:
-        InputError: the data set exists, the game has no scripted expert, a number is out of range.
+        InputError: the data set exists or a number is out of range.
     """
-    expert = expert_for(game)
+    game = expert.game
     records.refuse_existing(data_dir, name)
     if min(train_frames, test_frames) < 1:
         raise InputError(
@@ -175,10 +144,9 @@ def write_scripted_dataset(
     starts = {"train": start_level, "test": start_level + num_levels if num_levels else 0}
     metadata = {
         "game": game,
-        "kind": "scripted",
+        "kind": expert.kind,
         "seed": seed,
-        "temperature": None,
-        "random_actions": random_actions,
+        **expert.about,
         "num_envs": num_envs,
         "levels": {split: {"start": start, "number": num_levels or None}
                    for split, start in starts.items()},
@@ -189,7 +157,7 @@ def write_scripted_dataset(
     def episodes(split: str, num_frames: int) -> Iterator[Episode]:
         seeds = np.random.SeedSequence([seed, int(split == "test")]).generate_state(2) >> 1
         env = Procgen(game, num_envs, int(seeds[0]), num_levels, starts[split])
-        act = scripted_act(game, random_actions, int(seeds[1]))
+        act = expert.make_act(int(seeds[1]))
         tally = Tally()
         yield from record_episodes(env, act, num_frames, tally, expert.patience, poll)
         env.close()

@@ -5,10 +5,6 @@ those are), as float16 parameters and a JSON header.
 """
 
 import dataclasses
-import hashlib
-import io
-import json
-import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +14,7 @@ from etils import epath
 
 from lawm_jax.envs.dmc import task_spec
 from lawm_jax.errors import InputError
+from lawm_jax.parameter_files import read_parameters, write_parameters
 
 DATASETS = ("expert", "medium", "medium_replay", "plan2explore")
 SHIPPED = Path(__file__).parent / "snapshots"
@@ -123,10 +120,6 @@ def _choose(agent: Snapshots) -> Snapshots:
 
 def save_snapshots(path: epath.PathLike, snapshots: Snapshots) -> None:
     """Writes one npz file; the bytes depend on the content alone."""
-    arrays = {
-        "/".join(key.key for key in keys): leaf
-        for keys, leaf in jax.tree_util.tree_leaves_with_path(snapshots.actor)
-    }
     header = {
         "task": snapshots.task,
         "collector": snapshots.collector.tolist(),
@@ -136,18 +129,7 @@ def save_snapshots(path: epath.PathLike, snapshots: Snapshots) -> None:
         "used_by": {name: mask.tolist() for name, mask in snapshots.used_by.items()},
         "settings": snapshots.settings,
     }
-    file = io.BytesIO()
-    with zipfile.ZipFile(file, "w") as archive:  # not np.savez, which writes the time of day
-        for name, array in {"header": np.array(json.dumps(header)), **arrays}.items():
-            content = io.BytesIO()
-            np.lib.format.write_array(content, array, allow_pickle=False)
-            entry = zipfile.ZipInfo(f"{name}.npy")
-            archive.writestr(entry, content.getvalue(), zipfile.ZIP_DEFLATED)
-    path = epath.Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.parent / f"{path.name}.partial"
-    partial.write_bytes(file.getvalue())
-    partial.replace(path)
+    write_parameters(path, header, snapshots.actor)
 
 
 def load_snapshots(task: str, path: epath.PathLike | None = None) -> Snapshots:
@@ -167,34 +149,18 @@ def load_snapshots(task: str, path: epath.PathLike | None = None) -> Snapshots:
             f"no policy snapshots of {task} at {path}: train them with "
             f"'python -m experiments.collect --config=configs/dmc.py:{task}'"
         )
-    content = path.read_bytes()
-    try:
-        with np.load(io.BytesIO(content), allow_pickle=False) as file:
-            header = json.loads(str(file["header"]))
-            leaves = {name: file[name] for name in file.files if name != "header"}
-    except Exception as error:
-        raise InputError(f"{path} is damaged ({error}): fetch or train it again") from error
-    if header["task"] != task:
-        raise InputError(f"{path} holds policies of {header['task']}, not of {task}")
+    header, actor, digest = read_parameters(path)
+    if header.get("task") != task:
+        held = header.get("task") or "no control task"
+        raise InputError(f"{path} holds policies of {held}, not of {task}")
     return Snapshots(
         task=task,
         collector=np.array(header["collector"]),
         seed=np.array(header["seed"]),
         step=np.array(header["step"]),
         episode_return=np.array(header["episode_return"]),
-        actor=_nest(leaves),
+        actor=actor,
         used_by={name: np.array(mask, bool) for name, mask in header["used_by"].items()},
         settings=header["settings"],
-        digest=hashlib.sha256(content).hexdigest(),
+        digest=digest,
     )
-
-
-def _nest(leaves: dict[str, np.ndarray]) -> dict[str, Any]:
-    tree: dict[str, Any] = {}
-    for name, leaf in leaves.items():
-        *parents, last = name.split("/")
-        node = tree
-        for parent in parents:
-            node = node.setdefault(parent, {})
-        node[last] = leaf
-    return tree

@@ -5,10 +5,11 @@ import itertools
 import numpy as np
 import pytest
 
-from lawm_jax.collect_procgen import Tally, record_episodes, write_scripted_dataset
+from lawm_jax.collect_procgen import Tally, record_episodes, write_expert_dataset
 from lawm_jax.data.frame_shards import read_frames
 from lawm_jax.envs import procgen
 from lawm_jax.errors import InputError
+from lawm_jax.experts import scripted
 
 
 class _Clock:
@@ -108,8 +109,9 @@ def test_stuck_episodes_are_cut_after_their_last_reward():
 @pytest.mark.parametrize("game, frames", [("heist", 1500), ("maze", 1500), ("miner", 1500)])
 def test_a_scripted_data_set_is_near_the_published_expert(tmp_path, game, frames):
     name = f"{game}/scripted"
-    write_scripted_dataset(
-        tmp_path, name, game, train_frames=frames, test_frames=200, seed=0, num_envs=8
+    write_expert_dataset(
+        tmp_path, name, scripted(game, 0.1), train_frames=frames, test_frames=200, seed=0,
+        num_envs=8,
     )
     train = read_frames(tmp_path, name, "train", game=game)
     assert train.statistics["frames"] >= frames and train.statistics["episodes"] >= 20
@@ -128,9 +130,9 @@ def test_a_scripted_data_set_is_near_the_published_expert(tmp_path, game, frames
 
 def test_the_same_seed_gives_the_same_data_and_another_does_not(tmp_path):
     def fingerprints(folder, seed, **options):
-        write_scripted_dataset(
-            tmp_path / folder, "maze/a", "maze", train_frames=150, test_frames=100, seed=seed,
-            num_envs=4, **options,
+        write_expert_dataset(
+            tmp_path / folder, "maze/a", scripted("maze", 0.1), train_frames=150, test_frames=100,
+            seed=seed, num_envs=4, **options,
         )  # fmt: skip
         return [
             read_frames(tmp_path / folder, "maze/a", split).statistics["fingerprint"]
@@ -143,9 +145,9 @@ def test_the_same_seed_gives_the_same_data_and_another_does_not(tmp_path):
 
 
 def test_few_levels_are_held_out(tmp_path):
-    write_scripted_dataset(
-        tmp_path, "maze/few", "maze", train_frames=200, test_frames=200, seed=0, num_levels=2,
-        start_level=5, num_envs=4,
+    write_expert_dataset(
+        tmp_path, "maze/few", scripted("maze", 0.1), train_frames=200, test_frames=200, seed=0,
+        num_levels=2, start_level=5, num_envs=4,
     )  # fmt: skip
     starts = []
     for split in ("train", "test"):
@@ -156,18 +158,16 @@ def test_few_levels_are_held_out(tmp_path):
 
 
 def test_bad_input_is_refused(tmp_path):
-    def write(game="maze", **options):
-        options = {"train_frames": 10, "test_frames": 10, "seed": 0, **options}
-        write_scripted_dataset(tmp_path, f"{game}/a", game, **options)
-
     with pytest.raises(InputError, match="unknown game 'mace'.*did you mean 'maze'"):
-        write("mace")
+        scripted("mace", 0.1)
     with pytest.raises(InputError, match="starpilot has no scripted expert, only .*miner"):
-        write("starpilot")
+        scripted("starpilot", 0.1)
     with pytest.raises(InputError, match="share in 0 .. 1, not 2"):
-        write(random_actions=2)
+        scripted("maze", 2)
     with pytest.raises(InputError, match="at least 1 frame"):
-        write(test_frames=0)
+        write_expert_dataset(
+            tmp_path, "maze/a", scripted("maze", 0.1), train_frames=10, test_frames=0, seed=0
+        )
     assert not [path for path in tmp_path.rglob("*") if path.is_file()]
 
 
@@ -179,7 +179,8 @@ def test_polling_can_give_up(tmp_path):
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        write_scripted_dataset(
-            tmp_path, "maze/a", "maze", train_frames=9999, test_frames=10, seed=0, poll=poll
+        write_expert_dataset(
+            tmp_path, "maze/a", scripted("maze", 0.1), train_frames=9999, test_frames=10, seed=0,
+            poll=poll,
         )
     assert not [path for path in tmp_path.rglob("*") if path.is_file()]

@@ -264,9 +264,8 @@ MINER, TOY = "procgen.py:miner,tiny", "--config.data.name=toy/miner"
     ("procgen.py:pong,tiny", [], f"'pong' is no Procgen game; choose from {', '.join(GAMES)}"),
     ("dmc.py:walker_walk,tiny", [], f"unknown game 'walker_walk': choose from {GAMES[0]}"),
     (
-        "procgen.py:coinrun,tiny", [],
-        "coinrun has no scripted expert, only bigfish, heist, maze, miner: bring data of your own, "
-        "python -m experiments.convert --format=lapo",
+        "procgen.py:bossfight,tiny", [],
+        "bossfight has no expert that ships with the package, only bigfish, ",
     ),
     (MINER, ["--config.data.name=toy/maze"], "is of the game maze, not of miner"),
     (MINER, ["--config.data.name=toy/none"], "no data set 'toy/none' in "),

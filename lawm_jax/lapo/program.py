@@ -40,6 +40,7 @@ class Program(NamedTuple):
     decoding: DecoderConfig
     online: Online
     scratch: Online
+    expert: Online
 
 
 def resolve(config: ConfigDict, frame_shape: tuple[int, int, int], actions: int) -> Program:
@@ -66,6 +67,10 @@ def resolve(config: ConfigDict, frame_shape: tuple[int, int, int], actions: int)
         decoding=_decoder(config.decoder, epochs=0),
         online=_online(config, encoder, vq, actions),
         scratch=Online(ActorCritic(encoder, actions), _ppo(config.scratch), None),
+        expert=Online(
+            ActorCritic(_encoder(config.expert_policy, config.dtype), actions),
+            _ppo(config.expert), None,
+        ),
         **training,
     )
 
@@ -137,7 +142,7 @@ def _check(config: ConfigDict, frame_shape: tuple[int, int, int], actions: int) 
         )
     _check_sizes(config, frame_shape)
     _check_counts(config)
-    for section in ("online", "scratch"):
+    for section in ("online", "scratch", "expert"):
         _check_ppo(config[section], section)
 
 
@@ -145,7 +150,7 @@ def _check_sizes(config: ConfigDict, frame_shape: tuple[int, int, int]) -> None:
     """Every stage has its sizes, and frames must be cut evenly by patches and halvings."""
     fdm = config.fdm
     halvings = {"fdm.levels": max(fdm.patch, 1) * 2 ** (fdm.levels - 1)}
-    for name in ("idm", "policy"):
+    for name in ("idm", "policy", "expert_policy"):
         encoder = config[name]
         if len(encoder.blocks) != len(encoder.channels):
             raise InputError(
@@ -165,6 +170,7 @@ def _check_sizes(config: ConfigDict, frame_shape: tuple[int, int, int]) -> None:
 def _check_counts(config: ConfigDict) -> None:
     counts = {
         "idm": ("multiplier", "features"), "policy": ("multiplier", "features"),
+        "expert_policy": ("multiplier", "features"),
         "fdm": ("width", "levels"), "vq": ("books", "codes", "size", "embeddings"),
         "decoder": ("steps", "rows"), "evaluation": ("windows", "envs"),
         "run": ("steps_per_call", "checkpoint_every", "evaluate_every"),
@@ -175,7 +181,7 @@ def _check_counts(config: ConfigDict) -> None:
         for name in names:
             if config[section][name] < 1:
                 raise InputError(f"{section}.{name} is {config[section][name]}; it must be >= 1")
-    for section in (*TRAININGS, "decoder", "online", "scratch"):
+    for section in (*TRAININGS, "decoder", "online", "scratch", "expert"):
         rate = config[section].learning_rate
         if not 0.0 < rate < math.inf:
             raise InputError(f"{section}.learning_rate is {rate}; it must be positive and finite")

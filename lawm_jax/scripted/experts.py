@@ -38,9 +38,5 @@ def expert_for(game: str) -> Expert:
         InputError: no such game, or it has no scripted expert; lists those that have.
     """
     if check_game(game) not in EXPERTS:
-        raise InputError(
-            f"{game} has no scripted expert, only {', '.join(EXPERTS)}: bring data of your own, "
-            f"python -m experiments.convert --format=lapo --task={game} --name={game}/NAME "
-            f"--source=FOLDER, and use it with --config.data.name={game}/NAME"
-        )
+        raise InputError(f"{game} has no scripted expert, only {', '.join(EXPERTS)}")
     return EXPERTS[game]
