@@ -49,7 +49,8 @@ def start(directory, stop_at=10**9, **changes):
     workdir = epath.Path(directory) / "work"
     workdir.mkdir(parents=True, exist_ok=True)
     return Run(
-        config, workdir, epath.Path(directory) / "data", render=False, profile=False,
+        config, workdir, address=workdir, publish=lambda: None,
+        data_dir=epath.Path(directory) / "data", render=False, profile=False,
         command="the command", commit="the commit", stop=StopAt(stop_at),
     )
 
