@@ -5,10 +5,6 @@ those are), as float16 parameters and a JSON header.
 """
 
 import dataclasses
-import hashlib
-import io
-import json
-import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +12,7 @@ import jax
 import numpy as np
 from etils import epath
 
+from lawm_jax import npz
 from lawm_jax.envs.dmc import task_spec
 from lawm_jax.errors import InputError
 
@@ -136,18 +133,7 @@ def save_snapshots(path: epath.PathLike, snapshots: Snapshots) -> None:
         "used_by": {name: mask.tolist() for name, mask in snapshots.used_by.items()},
         "settings": snapshots.settings,
     }
-    file = io.BytesIO()
-    with zipfile.ZipFile(file, "w") as archive:  # not np.savez, which writes the time of day
-        for name, array in {"header": np.array(json.dumps(header)), **arrays}.items():
-            content = io.BytesIO()
-            np.lib.format.write_array(content, array, allow_pickle=False)
-            entry = zipfile.ZipInfo(f"{name}.npy")
-            archive.writestr(entry, content.getvalue(), zipfile.ZIP_DEFLATED)
-    path = epath.Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.parent / f"{path.name}.partial"
-    partial.write_bytes(file.getvalue())
-    partial.replace(path)
+    npz.write(path, header, arrays)
 
 
 def load_snapshots(task: str, path: epath.PathLike | None = None) -> Snapshots:
@@ -167,13 +153,7 @@ def load_snapshots(task: str, path: epath.PathLike | None = None) -> Snapshots:
             f"no policy snapshots of {task} at {path}: train them with "
             f"'python -m experiments.collect --config=configs/dmc.py:{task}'"
         )
-    content = path.read_bytes()
-    try:
-        with np.load(io.BytesIO(content), allow_pickle=False) as file:
-            header = json.loads(str(file["header"]))
-            leaves = {name: file[name] for name in file.files if name != "header"}
-    except Exception as error:
-        raise InputError(f"{path} is damaged ({error}): fetch or train it again") from error
+    header, leaves, digest = npz.read(path)
     if header["task"] != task:
         raise InputError(f"{path} holds policies of {header['task']}, not of {task}")
     return Snapshots(
@@ -185,7 +165,7 @@ def load_snapshots(task: str, path: epath.PathLike | None = None) -> Snapshots:
         actor=_nest(leaves),
         used_by={name: np.array(mask, bool) for name, mask in header["used_by"].items()},
         settings=header["settings"],
-        digest=hashlib.sha256(content).hexdigest(),
+        digest=digest,
     )
 
 
