@@ -6,13 +6,15 @@ is its replay: unlike a soft actor-critic's policies, a recurrent one is not kep
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
 from lawm_jax import runner
 from lawm_jax.checkpoint import Checkpoints
@@ -45,14 +47,25 @@ class Collection:
     episode: jax.Array
 
 
-class Functions:
-    """What a training calls, each compiled once: learn, act and append."""
+class Functions(NamedTuple):
+    """What a training calls, each compiled once."""
 
-    def __init__(self, config: DreamerConfig) -> None:
-        self.mesh = runner.make_mesh(jax.devices()[:1])  # lock-step episodes do not divide
-        self.learn = runner.data_parallel(dreamer.make_step(config), self.mesh)
-        self.act = evaluate.make_actor(config.program.model, config.program.agent)
-        self.append = jax.jit(dreamer.append, donate_argnums=0)
+    mesh: Mesh
+    learn: Callable[..., tuple[DreamerState, Any]]
+    act: evaluate.Actor
+    append: Callable[..., TrajectoryArrays]
+
+
+@functools.cache
+def make_functions(config: DreamerConfig) -> Functions:
+    """The functions of these settings: agents that differ in their seeds share them."""
+    mesh = runner.make_mesh(jax.devices()[:1])  # a replay of lock-step episodes does not divide
+    return Functions(
+        mesh,
+        learn=runner.data_parallel(dreamer.make_step(config), mesh),
+        act=evaluate.make_actor(config.program.model, config.program.agent),
+        append=jax.jit(dreamer.append, donate_argnums=0),
+    )
 
 
 def train_agent(
@@ -90,7 +103,7 @@ def train_agent(
         TrainingError: a metric is NaN or Inf.
     """
     _check(training, config)
-    functions = Functions(config)
+    functions = make_functions(config)
 
     def play(env: ControlSuite, noise: np.random.Generator, state: Collection) -> Any:
         return _run_episode(
