@@ -15,6 +15,7 @@ from lawm_jax import runner
 from lawm_jax.checkpoint import Checkpoints
 from lawm_jax.data.windows import sample_windows
 from lawm_jax.errors import InputError
+from lawm_jax.lawm import evaluate
 from lawm_jax.online import dreamer, dreamer_collector, ensemble
 from lawm_jax.online.collector import Training
 from lawm_jax.online.dreamer_config import check_collectors, dreamer_config, dreamer_training
@@ -177,6 +178,16 @@ def test_interruption_changes_nothing(explorer, tmp_path):
     assert whole.collector.startswith("plan2explore") and whole.settings["ensemble"]
     returns = [metrics["return"] for _, metrics in logged]
     np.testing.assert_allclose(whole.returns, returns, rtol=1e-5)
+
+
+def test_acting_by_samples_or_the_mode(explorer):
+    state, act = dreamer.init(explorer, seed=0), dreamer_collector.make_functions(explorer).act
+    params = evaluate.policy_params(state.world, state.agent)
+    observation = np.ones((2, 3), np.float32)
+    mode = act(params, None, observation).action
+    draw = lambda scale: act(params, None, observation, np.full((2, 1), scale, np.float32)).action
+    np.testing.assert_array_equal(draw(0.0), mode)
+    assert (draw(1.0) > mode).all() and (draw(-1.0) < mode).all()
 
 
 def test_dreamer_maximises_the_task(explorer):
