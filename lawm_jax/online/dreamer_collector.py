@@ -116,13 +116,6 @@ def train_agent(
     )
     if state is None:
         return None
-    program = config.program
-    settings = {
-        "training": dataclasses.asdict(training) | {"normaliser_episodes": normaliser_episodes},
-        "world_model": dataclasses.asdict(program.learner),
-        "agent": dataclasses.asdict(program.agent),
-        "ensemble": config.ensemble and dataclasses.asdict(config.ensemble),
-    }
     return Gathered(
         task=task,
         collector=PLAN2EXPLORE if config.ensemble else DREAMER,
@@ -131,7 +124,7 @@ def train_agent(
         observation=np.asarray(state.replay.observation),
         action=np.asarray(state.replay.action),
         reward=np.asarray(state.replay.reward),
-        settings=settings,
+        settings=_settings(training, config, normaliser_episodes),
     )
 
 
@@ -193,6 +186,26 @@ def _run_episode(
     mean = float(returns.mean())
     state = Collection(learner, replay, state.returns.at[episode].set(mean), state.episode + 1)
     return state, {"return": mean, **{name: float(x.mean()) for name, x in metrics.items()}}
+
+
+def _settings(
+    training: Training, config: DreamerConfig, normaliser_episodes: int
+) -> dict[str, Any]:
+    """What decides the outcome, as JSON values: a replay's description."""
+    program = config.program
+    sizes = ("deterministic", "stochastic", "units", "layers")
+    settings = {
+        "training": dataclasses.asdict(training) | {"normaliser_episodes": normaliser_episodes},
+        "sizes": {name: getattr(program.model, name) for name in sizes},
+        "elbo": dataclasses.asdict(program.elbo),
+        "world_model": dataclasses.asdict(program.learner),
+        "agent": dataclasses.asdict(program.agent),
+        "ensemble": config.ensemble and dataclasses.asdict(config.ensemble),
+    }
+    # Offline training's lengths, and what only soft actor-critics do, say nothing here.
+    del settings["training"]["snapshot_steps"]
+    del settings["world_model"]["steps"], settings["agent"]["steps"]
+    return settings
 
 
 def _check(training: Training, config: DreamerConfig) -> None:
