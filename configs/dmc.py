@@ -179,6 +179,8 @@ def _collect(task: str) -> ml_collections.ConfigDict:
     collect = ml_collections.ConfigDict()
     collect.from_snapshots = False  # True: roll out the shipped policies, train nothing
     collect.snapshots = ""  # a snapshot file of one's own; "" takes the shipped one
+    collect.collector = "sac"  # who learns the task: sac | dreamer
+    collect.explorer = "sac"  # who explores: sac (ensemble disagreement) | plan2explore
     collect.agents = 3  # seeds 0, 1, .. of agents that learn the task
     collect.explorers = 1  # and of explorers, for plan2explore
     steps = {"walker_walk": 120_000, "hopper_stand": 400_000}
@@ -188,7 +190,39 @@ def _collect(task: str) -> ml_collections.ConfigDict:
     collect.explorer_steps = 128_000
     collect.snapshot_steps = 4000  # agent steps between two snapshots
     collect.target_entropy = -1.0  # of the policies, nats per action dimension
+    collect.dreamer = _dreamer()
     return collect
+
+
+def _dreamer() -> ml_collections.ConfigDict:
+    """Of the collectors dreamer and plan2explore, whose data sets are parts of their replay."""
+    dreamer = ml_collections.ConfigDict()
+    dreamer.num_envs = 16  # in lock step
+    dreamer.episode_steps = 500
+    dreamer.chunk = 20  # vector steps between two calls of the learner; divides the episode
+    dreamer.steps_per_update = 8  # agent steps for one update of model and policy
+    dreamer.warmup = 100  # vector steps by the untrained policy, at most an episode
+    # The observations' moments are fitted after the warm-up and after each of so many lock-step
+    # episodes, then frozen.
+    dreamer.normaliser_episodes = 4
+    # what differs from the keys of the same names above
+    model = dreamer.world_model = ml_collections.ConfigDict()
+    model.deterministic = model.units = 128
+    model.stochastic = 24
+    model.labelled_rows, model.unlabelled_rows, model.window = 16, 0, 16
+    model.learning_rate, model.learning_rate_end = 1e-3, 1.0
+    model.weight_decay = 0.0
+    agent = dreamer.agent = ml_collections.ConfigDict()
+    agent.start_rows, agent.horizon = 64, 10
+    agent.units = 128
+    agent.learning_rate = 6e-4
+    agent.action_entropy = 0.02
+    ensemble = dreamer.ensemble = ml_collections.ConfigDict()  # plan2explore's
+    ensemble.members = 5
+    ensemble.units = 128
+    ensemble.layers = 2
+    ensemble.learning_rate = 1e-3
+    return dreamer
 
 
 def _tiny(config: ml_collections.ConfigDict) -> None:
@@ -212,6 +246,17 @@ def _tiny(config: ml_collections.ConfigDict) -> None:
     model.batch_rows, model.units, model.layers = 32, 32, 1
     model.validate_every = 20
     model.steps_per_call, model.checkpoint_every, model.evaluate_every = 50, 100, 100
+    collect = config.collect
+    collect.agents = 1
+    collect.agent_steps = collect.explorer_steps = 320
+    dreamer = collect.dreamer
+    dreamer.num_envs, dreamer.episode_steps, dreamer.chunk, dreamer.warmup = 4, 20, 10, 10
+    dreamer.steps_per_update = 4
+    model = dreamer.world_model
+    model.deterministic = model.units = 16
+    model.labelled_rows, model.window = 4, 6
+    dreamer.agent.start_rows, dreamer.agent.horizon, dreamer.agent.units = 8, 4, 16
+    dreamer.ensemble.members, dreamer.ensemble.units = 2, 16
     config.run.steps_per_call = 10
     config.run.checkpoint_every = 20
     config.run.evaluate_every = 60

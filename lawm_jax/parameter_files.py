@@ -3,17 +3,13 @@
 A leaf params["a"]["b"] is the entry "a/b". The bytes of a file depend on its content alone.
 """
 
-import hashlib
-import io
-import json
-import zipfile
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 from etils import epath
 
-from lawm_jax.errors import InputError
+from lawm_jax import npz
 
 
 class ParameterFile(NamedTuple):
@@ -32,22 +28,10 @@ class ParameterFile(NamedTuple):
 
 def write_parameters(path: epath.PathLike, header: dict[str, Any], params: dict[str, Any]) -> None:
     """Writes a header of JSON values and nested dictionaries of arrays; replaces what is there."""
-    arrays = {
+    npz.write(path, header, {
         "/".join(key.key for key in keys): np.asarray(leaf)
         for keys, leaf in jax.tree_util.tree_leaves_with_path(params)
-    }
-    file = io.BytesIO()
-    with zipfile.ZipFile(file, "w") as archive:  # not np.savez, which writes the time of day
-        for name, array in {"header": np.array(json.dumps(header)), **arrays}.items():
-            content = io.BytesIO()
-            np.lib.format.write_array(content, array, allow_pickle=False)
-            entry = zipfile.ZipInfo(f"{name}.npy")
-            archive.writestr(entry, content.getvalue(), zipfile.ZIP_DEFLATED)
-    path = epath.Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.parent / f"{path.name}.partial"
-    partial.write_bytes(file.getvalue())
-    partial.replace(path)
+    })
 
 
 def read_parameters(path: epath.PathLike) -> ParameterFile:
@@ -56,14 +40,8 @@ def read_parameters(path: epath.PathLike) -> ParameterFile:
     Raises:
         InputError: the file is damaged, or another program's.
     """
-    content = epath.Path(path).read_bytes()
-    try:
-        with np.load(io.BytesIO(content), allow_pickle=False) as file:
-            header = json.loads(str(file["header"]))
-            leaves = {name: file[name] for name in file.files if name != "header"}
-    except Exception as error:
-        raise InputError(f"{path} is damaged ({error}): fetch or train it again") from error
-    return ParameterFile(header, _nest(leaves), hashlib.sha256(content).hexdigest())
+    content = npz.read(path)
+    return ParameterFile(content.header, _nest(content.arrays), content.digest)
 
 
 def _nest(leaves: dict[str, np.ndarray]) -> dict[str, Any]:

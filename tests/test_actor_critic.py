@@ -114,6 +114,28 @@ def test_returns_by_hand(model, world):
     assert float(loss) == pytest.approx(metrics["policy_loss"] + metrics["value_loss"], rel=1e-6)
 
 
+def test_another_reward_takes_the_place_of_the_worlds(model, world):
+    """And its gradient reaches the policy through the imagined actions."""
+    agent = actor_critic.init(model, CONFIG, seed=0)
+    noise = jnp.ones((4, 5, Z)), jnp.ones((4, 5, U))
+
+    @jax.jit
+    def gradient(policy, weight, offset):
+        def loss(policy):
+            return agent_loss(
+                model, CONFIG, {"policy": policy, "value": agent.value}, agent.target,
+                constant_reward(world, REWARD), make_states(5), noise,
+                lambda rollout: weight * rollout.action[..., 0] + offset,
+            )
+
+        return jax.grad(loss, has_aux=True)(policy)
+
+    still, metrics = gradient(agent.policy, 0.0, 7.0)
+    assert float(metrics["imagined_reward"]) == pytest.approx(7.0)
+    moved, _ = gradient(agent.policy, 1.0, 7.0)
+    assert any_gradient(jax.tree.map(jnp.subtract, still, moved))
+
+
 def test_values_reach_a_constant_reward(train, world):
     """Every state of a world that always pays r is worth r / (1 - discount)."""
     _, last, metrics = train(constant_reward(world, REWARD), 300)

@@ -122,11 +122,13 @@ def sample_windows(data: TrajectoryArrays, keys: jax.Array, window: int) -> Wind
 
     A window's start is drawn from -(window - 1) up to the trajectory's end and moved inside the
     trajectory, so that its first and last steps are seen as often as the others: evaluation starts
-    at the first, with nothing remembered.
+    at the first, with nothing remembered. Of a trajectory too short for a window, such as a row of
+    a replay buffer that is yet to be filled, none is drawn; one at least must be long enough.
     """
 
     def one(key: jax.Array) -> Windows:
-        weight = jnp.cumsum(data.length + window)
+        fits = data.length + 1 >= window
+        weight = jnp.cumsum(jnp.where(fits, data.length + window, 0))
         draw = jax.random.randint(key, (), 0, weight[-1])
         row = jnp.sum(weight <= draw)  # searchsorted without its loop
         offset = draw - (weight[row] - data.length[row] - window)

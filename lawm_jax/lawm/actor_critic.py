@@ -17,7 +17,7 @@ import optax
 
 from lawm_jax.dists import tanh_normal_log_prob
 from lawm_jax.lawm.elbo import Metrics
-from lawm_jax.lawm.imagination import imagine
+from lawm_jax.lawm.imagination import Rollout, imagine
 from lawm_jax.lawm.learner import STARTS
 from lawm_jax.lawm.world_model import Params, State, WorldModel
 from lawm_jax.nets import MLP, normal_from
@@ -25,6 +25,8 @@ from lawm_jax.returns import lambda_returns
 from lawm_jax.runner import AXIS, row_keys
 
 POLICY_MIN_STD = 0.1
+
+Reward = Callable[[Rollout], jax.Array]  # of H imagined steps, [H, N]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -143,6 +145,7 @@ def agent_loss(
     world: Params,
     start: State,
     noise: tuple[jax.Array, jax.Array],
+    reward_of: Reward | None = None,
 ) -> tuple[jax.Array, Metrics]:
     """Policy and value losses on one imagined rollout.
 
@@ -157,6 +160,7 @@ def agent_loss(
       world: the world model's parameters, which are not trained here.
       start: [N] states.
       noise: standard-normal, z [H, N, Z] and v [H, N, U].
+      reward_of: the reward that is maximised, differentiable; None takes the world model's.
     """
     rollout = imagine(
         model, world, make_policy(config), trained["policy"], start, *noise, config.epsilon
@@ -165,7 +169,10 @@ def agent_loss(
     before = jax.lax.stop_gradient(jax.tree.map(lambda x: x[:-1], rollout.state))
 
     scale = 1.0 - config.discount
-    reward = model.apply({"params": world}, after, method="reward")
+    if reward_of is None:
+        reward = model.apply({"params": world}, after, method="reward")
+    else:
+        reward = reward_of(rollout)
     bootstrap = critic(config, target, after).min(0)
     returns = lambda_returns(scale * reward, bootstrap, config.discount, config.lambda_)
     chex.assert_equal_shape([returns, rollout.log_prob])
@@ -192,10 +199,11 @@ def agent_loss(
 
 def make_step(
     model: WorldModel, config: AgentConfig, devices: int
-) -> Callable[[AgentState, Params, State], tuple[AgentState, Metrics]]:
+) -> Callable[..., tuple[AgentState, Metrics]]:
     """The per-device train step that `runner.data_parallel` maps.
 
-    It takes the world model's parameters as its shared input and this device's start states [M].
+    It takes the world model's parameters as its shared input and this device's start states [M];
+    a step of which it is a part may give it another reward to imagine, as `agent_loss` says.
     """
     rows = config.start_rows // devices
     optimiser = make_optimiser(config)
@@ -209,12 +217,14 @@ def make_step(
             jax.random.normal(key_v, (config.horizon, config.policy_size)),
         )
 
-    def step(state: AgentState, world: Params, starts: State) -> tuple[AgentState, Metrics]:
+    def step(
+        state: AgentState, world: Params, starts: State, reward_of: Reward | None = None
+    ) -> tuple[AgentState, Metrics]:
         keys = row_keys(state.seed, state.step, STARTS, rows)
         start, noise_z, noise_v = jax.vmap(draw, (0, None), (0, 1, 1))(keys, starts)
         trained = {"policy": state.policy, "value": state.value}
         loss = lambda trained: agent_loss(
-            model, config, trained, state.target, world, start, (noise_z, noise_v)
+            model, config, trained, state.target, world, start, (noise_z, noise_v), reward_of
         )
         grads, metrics = jax.grad(loss, has_aux=True)(trained)
         grads, metrics = jax.lax.pmean((grads, metrics), AXIS)

@@ -166,18 +166,24 @@ class Filter(NamedTuple):
     value: jax.Array
 
 
-Actor = Callable[[PolicyParams, Filter | None, jax.Array], Filter]
+Actor = Callable[..., Filter]  # as make_actor says
 
 
 def make_actor(model: WorldModel, config: AgentConfig) -> Actor:
     """The policy that acts, jitted once: filters an observation and takes the policy's mode.
 
     Returns actor(params, filter, observation [N, O]) -> Filter, whose action is to be executed; the
-    filter is None at an episode's first step.
+    filter is None at an episode's first step. With a fourth argument, standard-normal noise
+    [N, policy_size], it takes a sample of the policy instead.
     """
 
     @jax.jit
-    def step(params: PolicyParams, last: Filter | None, observation: jax.Array) -> Filter:
+    def step(
+        params: PolicyParams,
+        last: Filter | None,
+        observation: jax.Array,
+        noise: jax.Array | None = None,
+    ) -> Filter:
         apply = functools.partial(model.apply, {"params": params.world})
         projected = apply(params.normaliser(observation), method="embed").posterior
         rows = observation.shape[0]
@@ -187,8 +193,9 @@ def make_actor(model: WorldModel, config: AgentConfig) -> Actor:
         else:
             h = apply(last.state, last.action, method="transition")
             state = State(h, apply(h, projected, method="posterior").mean)
-        mode = jnp.zeros((rows, config.policy_size))
-        v, _ = make_policy(config).apply({"params": params.policy}, state, mode)
+        if noise is None:
+            noise = jnp.zeros((rows, config.policy_size))
+        v, _ = make_policy(config).apply({"params": params.policy}, state, noise)
         action = to_support(model, params.world, state, v, config.epsilon)
         value = critic(config, params.value, state).min(0) / (1.0 - config.discount)
         return Filter(state, action, value)

@@ -1,6 +1,7 @@
 """World-model learning: one struct that remembers, one step that updates it."""
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -95,6 +96,33 @@ def init(
     )
 
 
+def draw_batch(
+    config: LearnerConfig,
+    state: WorldModelState,
+    data: TrajectoryArrays | Windows,
+    tag: int,
+    rows: int,
+) -> tuple[Windows, jax.Array]:
+    """The windows of this step's batch, and keys for the noise on them.
+
+    Args:
+      data: this device's trajectories to draw from, or its windows that the host has drawn, rows
+        leading.
+      tag: LABELLED or UNLABELLED.
+      rows: of this device.
+
+    Returns:
+      Windows [L, rows] with normalised observations, and [rows] keys.
+    """
+    keys = row_keys(state.seed, state.step, tag, rows)
+    which, noise = jnp.moveaxis(jax.vmap(jax.random.split)(keys), 1, 0)
+    if isinstance(data, Windows):
+        windows = jax.tree.map(lambda x: jnp.moveaxis(x, 0, 1), data)
+    else:
+        windows = sample_windows(data, which, config.window)
+    return windows._replace(observation=state.normaliser(windows.observation)), noise
+
+
 def make_step(
     model: WorldModel,
     elbo: ElboConfig,
@@ -106,26 +134,15 @@ def make_step(
     labelled_rows = config.labelled_rows // devices
     unlabelled_rows = config.unlabelled_rows // devices
 
-    def draw(
-        state: WorldModelState, data: TrajectoryArrays | Windows, tag: int, rows: int
-    ) -> tuple:
-        keys = row_keys(state.seed, state.step, tag, rows)
-        which, noise = jnp.moveaxis(jax.vmap(jax.random.split)(keys), 1, 0)
-        if isinstance(data, Windows):  # drawn on the host already, rows leading
-            windows = jax.tree.map(lambda x: jnp.moveaxis(x, 0, 1), data)
-        else:
-            windows = sample_windows(data, which, config.window)
-        normalised = state.normaliser(windows.observation)
-        return windows._replace(observation=normalised), noise
-
     def step(
         state: WorldModelState, shared: None, data: TrainingData
     ) -> tuple[WorldModelState, Metrics]:
         del shared
-        labelled, keys = draw(state, data.labelled, LABELLED, labelled_rows)
+        draw = functools.partial(draw_batch, config, state)
+        labelled, keys = draw(data.labelled, LABELLED, labelled_rows)
         unlabelled: Windows | None = None
         if unlabelled_rows:
-            unlabelled, more = draw(state, data.unlabelled, UNLABELLED, unlabelled_rows)
+            unlabelled, more = draw(data.unlabelled, UNLABELLED, unlabelled_rows)
             keys = jnp.concatenate([keys, more])
         noise = draw_noise(model, keys, config.window, labelled_rows)
         loss = lambda params: elbo_loss(model, elbo, params, labelled, unlabelled, noise)

@@ -7,7 +7,7 @@ and the episode: an agent that continues from a checkpoint sees what an uninterr
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 import flax
 import jax
@@ -21,6 +21,8 @@ from lawm_jax.errors import InputError, TrainingError
 from lawm_jax.online import replay as replay_buffer
 from lawm_jax.online import sac
 from lawm_jax.policies import EXPLORE, REPLAY_SNAPSHOTS, TASK, Snapshots, evenly
+
+S = TypeVar("S")
 
 CHECKPOINT_EPISODES = 5  # lock-step episodes between two checkpoints
 
@@ -99,18 +101,53 @@ def train_agent(
         InputError: unknown task; steps that do not divide; a damaged checkpoint.
         TrainingError: a metric is NaN or Inf.
     """
-    _check(training)
-    state = _init(task, seed, training, config)
+    check_episodes(training)
+    _check_snapshots(training)
+    state = run_episodes(
+        task, seed, training, _init(task, seed, training, config),
+        lambda env, noise, state: _run_episode(env, noise, state, training, config, stop),
+        log, checkpoints, CHECKPOINT_EPISODES,
+    )
+    return None if state is None else _snapshots(task, seed, state, training, config)
+
+
+def run_episodes(
+    task: str,
+    seed: int,
+    training: Training,
+    state: S,
+    play: Callable[[ControlSuite, np.random.Generator, S], tuple[S, dict[str, float]] | None],
+    log: Callable[[int, dict[str, float]], None],
+    checkpoints: Checkpoints | None,
+    checkpoint_episodes: int,
+) -> S | None:
+    """Trains in lock-step episodes: what every collector's training has in common.
+
+    Args:
+        state: fresh, with a counter `episode`; a checkpoint's takes its place.
+        play: plays an episode in these environments, with this noise, learning as it goes, and
+            returns the state and metrics, or None to give up.
+        log, checkpoints: as in `train_agent`.
+        checkpoint_episodes: lock-step episodes between two checkpoints, at each of which the
+            environments and the noise are made anew.
+
+    Returns:
+        The last state, or None if `play` gave up.
+
+    Raises:
+        InputError: a damaged checkpoint.
+        TrainingError: a metric is NaN or Inf.
+    """
     restored = checkpoints.restore(state) if checkpoints else None
     state = restored.state if restored else state
     env = None
     try:
         for episode in range(int(state.episode), training.episodes):
-            if episode % CHECKPOINT_EPISODES == 0:
+            if episode % checkpoint_episodes == 0:
                 if env is not None:
                     env.close()
                 env, noise = _fresh(task, seed, episode, training)
-            result = _run_episode(env, noise, state, training, config, stop)
+            result = play(env, noise, state)
             if result is None:
                 return None
             state, metrics = result
@@ -119,12 +156,12 @@ def train_agent(
                 if not np.isfinite(value):
                     raise TrainingError(f"{task}, seed {seed}: {name} is {value} at step {done}")
             log(done, metrics)
-            if checkpoints and (episode + 1) % CHECKPOINT_EPISODES == 0:
+            if checkpoints and (episode + 1) % checkpoint_episodes == 0:
                 checkpoints.save(episode + 1, state, {})
     finally:
         if env is not None:
             env.close()
-    return _snapshots(task, seed, state, training, config)
+    return state
 
 
 def _init(task: str, seed: int, training: Training, config: sac.SACConfig) -> Collection:
@@ -231,14 +268,18 @@ def _snapshots(
     return evaluate(snapshots.take(_candidates(behaviour, config.intrinsic)), seed)
 
 
-def _check(training: Training) -> None:
-    per_chunk = training.num_envs * training.chunk
+def check_episodes(training: Training) -> None:
+    """Raises InputError unless the agent steps make whole lock-step episodes."""
     per_episode = training.num_envs * training.episode_steps
     if training.agent_steps < per_episode or training.agent_steps % per_episode:
         raise InputError(
             f"an agent trains for whole lock-step episodes of {per_episode} agent steps: "
             f"{training.agent_steps} is not a multiple of that"
         )
+
+
+def _check_snapshots(training: Training) -> None:
+    per_chunk = training.num_envs * training.chunk
     if training.snapshot_steps < 1 or training.snapshot_steps % per_chunk:
         raise InputError(
             f"policies are kept at multiples of {per_chunk} agent steps, not every "

@@ -22,6 +22,7 @@ import jax.numpy as jnp
 import optax
 
 from lawm_jax.dists import Normal, tanh_normal_log_prob
+from lawm_jax.online.ensemble import disagreement
 from lawm_jax.online.replay import Batch, Replay, append, sample
 
 LOG_STD_MIN, LOG_STD_MAX = -5.0, 1.0
@@ -321,12 +322,6 @@ def ensemble_loss(
         "disagreement": jnp.mean(disagreement_b),
         "disagreement_b": disagreement_b,
     }
-
-
-def disagreement(prediction: jax.Array) -> jax.Array:
-    """Variance over the members, averaged over the observation: [M, B, O] -> [B]."""
-    chex.assert_rank(prediction, 3)
-    return jnp.mean(jnp.var(prediction, axis=0), axis=-1)
 
 
 def update_observation_statistics(
