@@ -9,7 +9,6 @@ which is XLA's: this says what another formulation would bring on this device.
 
 import argparse
 import math
-import time
 from collections.abc import Callable
 
 import jax
@@ -17,6 +16,7 @@ import jax.numpy as jnp
 
 from benchmarks import flops
 from benchmarks.step_time import Row, table, write_json
+from benchmarks.timing import fastest
 
 REPETITIONS = 8
 SIDE = 3
@@ -78,18 +78,13 @@ def measure(
     # Sines before and after: neither gradient can be had without the convolutions.
     loss = lambda x, kernel: jnp.sum(jnp.sin(formulation(jnp.sin(x), kernel)))
     gradient = jax.jit(jax.grad(loss, (0, 1)))
-    jax.block_until_ready(gradient(x, kernel))
-    fastest = math.inf
-    for _ in range(REPETITIONS):
-        begin = time.perf_counter()
-        jax.block_until_ready(gradient(x, kernel))
-        fastest = min(fastest, time.perf_counter() - begin)
+    seconds = fastest(gradient, x, kernel, repetitions=REPETITIONS)
     operations = 3 * 2 * math.prod(shape) * SIDE**2 * channels
     return {
         "step": f"{formulation.__name__}, {' x '.join(map(str, shape))}",
-        "milliseconds": 1000 * fastest,
-        "gflops_per_second": operations / fastest / 1e9,
-        "share_of_matmul_rate": operations / fastest / matmul_rate,
+        "milliseconds": 1000 * seconds,
+        "gflops_per_second": operations / seconds / 1e9,
+        "share_of_matmul_rate": operations / seconds / matmul_rate,
     }
 
 

@@ -5,13 +5,14 @@ matmuls and convolutions count, at two operations a multiply-add: what a matrix 
 """
 
 import math
-import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax.extend import core
+
+from benchmarks.timing import fastest
 
 MATMUL_REPETITIONS = 5
 
@@ -87,10 +88,4 @@ def matmul_rate(dtype: Any = jnp.float32, size: int | None = None) -> float:
         return y
 
     x = jnp.full((size, size), 1 / size, dtype)  # its powers are itself
-    jax.block_until_ready(multiply(x, x))
-    fastest = math.inf
-    for _ in range(MATMUL_REPETITIONS):
-        begin = time.perf_counter()
-        jax.block_until_ready(multiply(x, x))
-        fastest = min(fastest, time.perf_counter() - begin)
-    return 2 * chain * size**3 / fastest
+    return 2 * chain * size**3 / fastest(multiply, x, x, repetitions=MATMUL_REPETITIONS)

@@ -9,9 +9,7 @@ and noise, and update is what compiling them together saves or costs.
 """
 
 import argparse
-import math
 import sys
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -22,6 +20,7 @@ import optax
 from benchmarks import flops
 from benchmarks.control_steps import random_data
 from benchmarks.step_time import Row, table, write_json
+from benchmarks.timing import fastest
 from benchmarks.train_steps import train_steps
 from experiments import command_line
 from lawm_jax import runner
@@ -90,37 +89,30 @@ def parts(program: Program, config: Any) -> dict[str, tuple[Callable[..., Any], 
 
 def measure(name: str, function: Callable[..., Any], args: tuple, matmul_rate: float) -> Row:
     """Compiles and times a function."""
-    operations = flops.count(function, *args)
-    run = jax.jit(function)
-    jax.block_until_ready(run(*args))
-    fastest = math.inf
-    for _ in range(REPETITIONS):
-        begin = time.perf_counter()
-        jax.block_until_ready(run(*args))
-        fastest = min(fastest, time.perf_counter() - begin)
-    return {
-        "step": name,
-        "milliseconds": 1000 * fastest,
-        "useful_gflops": operations / 1e9,
-        "share_of_matmul_rate": operations / fastest / matmul_rate,
-    }
+    seconds = fastest(jax.jit(function), *args, repetitions=REPETITIONS)
+    return _row(name, flops.count(function, *args), seconds, matmul_rate)
 
 
 def measure_step(config: Any, matmul_rate: float) -> Row:
     """Times the whole step as the main job runs it, on one device, one step a dispatch."""
     train = train_steps(config, runner.make_mesh(jax.devices()[:1]))[0]
-    state, shared, sharded = train.state, train.shared, train.sharded
-    operations = flops.count(lambda *args: train.step(*args, steps=1), state, shared, sharded)
-    fastest = math.inf
-    for _ in range(REPETITIONS + 1):  # the first compiles
-        begin = time.perf_counter()
-        state, _ = jax.block_until_ready(train.step(state, shared, sharded, steps=1))
-        fastest = min(fastest, time.perf_counter() - begin)
+    state, inputs = train.state, (train.shared, train.sharded)
+    operations = flops.count(lambda *args: train.step(*args, steps=1), state, *inputs)
+
+    def step() -> Any:
+        nonlocal state  # the one passed in is donated
+        state, metrics = train.step(state, *inputs, steps=1)
+        return state, metrics
+
+    return _row("whole step", operations, fastest(step, repetitions=REPETITIONS), matmul_rate)
+
+
+def _row(name: str, operations: int, seconds: float, matmul_rate: float) -> Row:
     return {
-        "step": "whole step",
-        "milliseconds": 1000 * fastest,
+        "step": name,
+        "milliseconds": 1000 * seconds,
         "useful_gflops": operations / 1e9,
-        "share_of_matmul_rate": operations / fastest / matmul_rate,
+        "share_of_matmul_rate": operations / seconds / matmul_rate,
     }
 
 
