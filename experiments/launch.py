@@ -88,6 +88,8 @@ def run(main: Callable[[Run], None], argv: list[str] | None = None) -> NoReturn:
         code = _fail(BAD_INPUT, error)
     except TrainingError as error:
         code = _fail(FAILED, error)
+    except KeyboardInterrupt:  # before the stop signal is installed
+        code = _fail(STOPPED, "interrupted before the run began")
     except Exception as error:
         from lawm_jax.checkpoint import disk_full
 
@@ -180,6 +182,9 @@ def _start(
     try:
         main(started)
         workdir.publish()
+    except TrainingError:
+        workdir.publish_last()  # the logs that show what went wrong
+        raise
     except Stopped:
         workdir.publish()
         print("stopped; start the same command again to continue from what was saved", flush=True)

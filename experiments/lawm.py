@@ -53,8 +53,11 @@ def main(run: launch.Run) -> None:
 
     optimiser = learner.make_optimiser(program.learner)
     worlds = [
-        learner.init(program.model, optimiser, learner.fit_normaliser(data), seed)
-        for seed, data in zip(seeds, training, strict=True)
+        learner.init(
+            program.model, optimiser,
+            learner.fit_normaliser(data, (len(part.labelled), len(part.unlabelled))), seed,
+        )
+        for seed, data, part in zip(seeds, training, parts, strict=True)
     ]
     agents = [actor_critic.init(program.model, program.agent, seed) for seed in seeds]
     state = {

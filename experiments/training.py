@@ -40,6 +40,11 @@ class Session:
         self._checkpoints = Checkpoints(run.address / "checkpoints")
         restored = self._checkpoints.restore(state)
         extra = restored.extra if restored else {}
+        if restored is None and (run.workdir / "results.json").exists():
+            raise InputError(
+                f"{run.address} is finished, but its checkpoints are gone: nothing can be rendered "
+                "from it; choose another --workdir to train again"
+            )
         if restored and extra["fingerprint"] != fingerprint:
             raise InputError(
                 f"{run.address} was trained on other data than {run.data_dir} now holds "

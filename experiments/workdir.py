@@ -103,6 +103,14 @@ class Workdir:
 
         runner.all_or_none(self._publish if runner.is_main() else lambda: None)
 
+    def publish_last(self) -> None:
+        """Copies what it can when the run has failed: other hosts may not come any more."""
+        from lawm_jax import runner
+
+        if self._remote and runner.is_main():
+            with contextlib.suppress(TrainingError):
+                self._publish()
+
     def unclaim(self) -> None:
         """Frees a work directory in which bad input kept the run from writing anything."""
         if {path.name for path in self.path.iterdir()} != {LOCK, CONFIG}:

@@ -65,8 +65,10 @@ def connect(mode: str = "auto", timeout_seconds: int = 120) -> bool:
             num_processes=processes, process_id=process, initialization_timeout=2 * timeout_seconds
         )
     except (ValueError, RuntimeError, OSError) as error:
-        if mode == "auto" and not coordinator:
-            return False  # a device file like a TPU's, but no Cloud TPU
+        # JAX's ValueError says that nothing described a cluster: a device file like a TPU's, but no
+        # Cloud TPU. A cluster that is there and fails must not become a run of this host alone.
+        if mode == "auto" and not coordinator and isinstance(error, ValueError):
+            return False
         reason = str(error).partition("\n")[0]
         raise InputError(f"no cluster was found ({reason}); pass --distributed=off") from error
     finally:

@@ -2,8 +2,17 @@
 
 import threading
 
+import jax
 import pytest
 from fake_gcs import Server
+
+
+@pytest.fixture(scope="module")
+def quick_compilation():
+    """Compilation is what takes the time here, and optimised programs take twice as long."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
 
 
 @pytest.fixture(scope="session")

@@ -17,6 +17,8 @@ from lawm_jax.envs.dmc import task_spec
 from lawm_jax.lawm.methods import resolve
 from lawm_jax.runner import make_mesh
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 
 @pytest.fixture
 def measured(tmp_path, monkeypatch):

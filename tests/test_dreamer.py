@@ -25,14 +25,7 @@ REWARD = jax.jit(ensemble.reward, static_argnums=0)
 INIT = jax.jit(ensemble.init, static_argnums=(0, 1, 2))
 NETWORK = Ensemble(EnsembleConfig(members=4, units=16, layers=1, learning_rate=1e-2), 3)
 TASK = "pendulum_swingup"
-
-
-@pytest.fixture(autouse=True, scope="module")
-def quick_compilation():
-    """Compilation is what takes the time here, and optimised programs take twice as long."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
+pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 
 def make_config(**changes):

@@ -17,7 +17,7 @@ from small import make_elbo, make_model, make_trajectory
 
 from lawm_jax import runner
 from lawm_jax.data.trajectory import Trajectory
-from lawm_jax.data.windows import stack
+from lawm_jax.data.windows import TrajectoryArrays, stack
 from lawm_jax.errors import InputError
 from lawm_jax.lawm import learner
 from lawm_jax.lawm.learner import LearnerConfig, TrainingData
@@ -219,6 +219,46 @@ def test_wrong_descriptions_of_a_cluster_are_reported(monkeypatch):
     monkeypatch.setenv("JAX_COORDINATOR_ADDRESS", "localhost")
     with pytest.raises(InputError, match="is 'localhost', not HOST:PORT"):
         runner.connect("auto")
+
+
+@pytest.mark.parametrize("error", [RuntimeError, OSError])
+def test_a_cluster_that_fails_does_not_become_a_run_of_one_host(monkeypatch, error):
+    def initialize(**settings):
+        raise error("the service is unavailable")
+
+    monkeypatch.delenv("JAX_COORDINATOR_ADDRESS", raising=False)
+    monkeypatch.setattr(runner, "_on_tpu_vm", lambda: True)
+    monkeypatch.setattr(runner.jax.distributed, "initialize", initialize)
+    with pytest.raises(InputError, match="the service is unavailable"):
+        runner.connect("auto")
+
+
+def test_a_tpu_without_a_cluster_is_a_run_of_one_host(monkeypatch):
+    def initialize(**settings):
+        raise ValueError("coordinator_address should be defined.")
+
+    monkeypatch.delenv("JAX_COORDINATOR_ADDRESS", raising=False)
+    monkeypatch.setattr(runner, "_on_tpu_vm", lambda: True)
+    monkeypatch.setattr(runner.jax.distributed, "initialize", initialize)
+    assert not runner.connect("auto")
+
+
+def test_the_normaliser_does_not_see_what_fills_up_devices():
+    rng = np.random.default_rng(0)
+    arrays = [
+        TrajectoryArrays(
+            rng.normal(size=(n, 5, 3)).astype(np.float32), None, np.zeros((n, 4)),
+            np.full(n, 4, np.int32),
+        )
+        for n in (2, 3)
+    ]
+    repeat = lambda tree: jax.tree.map(lambda x: np.concatenate([x, x[:1]]), tree)
+    expected = learner.fit_normaliser(learner.TrainingData(*arrays))
+    filled = learner.TrainingData(*map(repeat, arrays))
+    jax.tree.map(
+        np.testing.assert_array_equal, learner.fit_normaliser(filled, (2, 3)), expected
+    )
+    assert np.any(learner.fit_normaliser(filled).mean != expected.mean)
 
 
 def test_what_fails_on_one_process_fails_with_its_own_error():

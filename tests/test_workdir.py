@@ -17,7 +17,7 @@ import pytest
 from experiments import launch, outcome
 from experiments.training import Session
 from lawm_jax import runner
-from lawm_jax.errors import InputError
+from lawm_jax.errors import InputError, TrainingError
 
 CONFIG = """
 import ml_collections
@@ -112,6 +112,23 @@ def test_any_machine_continues_a_run_to_the_same_end(gcs, capsys):
     shutil.rmtree(STAGING)
     assert start("gs://bucket/run") == 0
     assert "gs://bucket/run is finished" in capsys.readouterr().out
+
+
+def test_a_run_that_fails_leaves_its_logs(gcs, capsys):
+    def fail(run):
+        (run.workdir / "last.txt").write_text("loss nan")
+        raise TrainingError("loss is nan")
+
+    assert start("gs://bucket/run", at=6, event=fail) == 1
+    assert "error: loss is nan" in capsys.readouterr().err
+    assert read(gcs, "last.txt") == b"loss nan"
+
+
+def test_a_finished_run_without_checkpoints_is_not_trained_again(gcs, capsys):
+    assert start("local") == 0
+    shutil.rmtree("local/checkpoints")
+    assert start("local", "--render") == 2
+    assert "is finished, but its checkpoints are gone" in capsys.readouterr().err
 
 
 def read(gcs, name):

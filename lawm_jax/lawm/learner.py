@@ -2,7 +2,8 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable
+import itertools
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import flax.struct
@@ -72,13 +73,18 @@ def make_optimiser(config: LearnerConfig) -> optax.GradientTransformation:
     ))
 
 
-def fit_normaliser(data: TrainingData) -> Normaliser:
-    """Mean and std of all observations that training sees."""
+def fit_normaliser(data: TrainingData, counts: Sequence[int] = ()) -> Normaliser:
+    """Mean and std of all observations that training sees.
+
+    counts: how many trajectories of each part count, where the rest repeat them to fill devices;
+      so the result does not depend on the number of devices.
+    """
     observations = []
-    for arrays in data:
+    for arrays, count in itertools.zip_longest(data, counts):
         if arrays is not None:
-            steps = np.arange(arrays.observation.shape[1])
-            observations.append(arrays.observation[steps <= arrays.length[:, None]])
+            observation, length = arrays.observation[:count], arrays.length[:count]
+            steps = np.arange(observation.shape[1])
+            observations.append(observation[steps <= length[:, None]])
     return fit(observations)
 
 
