@@ -117,6 +117,9 @@ def _agent() -> ml_collections.ConfigDict:
     agent.entropy = 0.2  # weight of the policy's entropy, in reward a step
     agent.action_entropy = 0.02  # takes the place of entropy and prior in a plain Dreamer
     agent.prior = 0.2  # weight of log p(u | s); as large as entropy, the two are a KL to the prior
+    # weight of the standard deviation of the value networks at the state arrived at, taken off the
+    # imagined reward, so that the policy keeps to where they agree
+    agent.disagreement = 0.0
     agent.target_rate = 0.03  # of the slow value target, a step
     agent.units = 128
     agent.layers = 2
