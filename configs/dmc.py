@@ -73,6 +73,9 @@ def _data(dataset: str) -> ml_collections.ConfigDict:
 
 def _world_model() -> ml_collections.ConfigDict:
     model = ml_collections.ConfigDict()
+    # work directory of a run of experiments.lawm whose world model is taken instead of training
+    # one; that run must have the same task, method, seed, data, labels and keys below
+    model.pretrained = ""
     # sizes (LAWM Table 2 names them; its numbers are not known)
     model.deterministic = 256  # GRU state h
     model.stochastic = 24  # Gaussian state z
@@ -108,6 +111,9 @@ def _world_model() -> ml_collections.ConfigDict:
 
 def _agent() -> ml_collections.ConfigDict:
     agent = ml_collections.ConfigDict()
+    # -1: the run's seed. Agents of other seeds on one world model count as one seed in tables; with
+    # num_seeds, it is that of the first, and the others follow.
+    agent.seed = -1
     agent.steps = 2000
     agent.start_rows = 128  # states that imagination starts from, over all devices
     agent.horizon = 8
