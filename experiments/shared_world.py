@@ -69,13 +69,12 @@ def origin(run: Run, session: Session) -> dict[str, Any]:
 
 def _take(run: Run, program: Program, state: dict[str, PyTree], fingerprint: str) -> PyTree:
     """The world model's train state in the other run's newest checkpoint, placed as `state` is."""
-    name = run.config.world_model.pretrained
     agent = runner.all_or_none(lambda: _checked(run))
     template = {
         "world_model": state["world_model"],
         "agent": _template(program, agent, state["agent"]),
     }
-    checkpoints = Checkpoints(f"{name}/checkpoints", read_only=True)
+    checkpoints = Checkpoints(f"{_other(run)}/checkpoints", read_only=True)
     with contextlib.closing(checkpoints):
         restored = checkpoints.restore(template)
     if restored is None:
@@ -99,9 +98,8 @@ def _checked(run: Run) -> dict[str, Any]:
 
     Raises InputError, which names what differs.
     """
-    name = run.config.world_model.pretrained
-    bucket.connect(name)
-    theirs = identity_of(name)
+    bucket.connect(_other(run))
+    theirs = identity_of(_other(run))
     if theirs is None:
         raise InputError(f"{_key(run)} is no work directory of a run: it has no config.json")
     if (experiment := theirs.get("experiment")) != "lawm":
@@ -109,7 +107,7 @@ def _checked(run: Run) -> dict[str, Any]:
     ours = json.loads(run.config.to_json_best_effort())
     if found := differences(_settings(theirs["config"]), _settings(ours)):
         raise InputError(f"{_key(run)} holds another world model ({', '.join(found)})")
-    if not epath.Path(f"{name}/checkpoints").exists():
+    if not epath.Path(f"{_other(run)}/checkpoints").exists():
         raise InputError(f"{_key(run)} has no checkpoint yet: let that run go on first")
     return theirs["config"]["agent"]
 
@@ -132,5 +130,10 @@ def _template(program: Program, settings: dict[str, Any], ours: PyTree) -> PyTre
     )
 
 
+def _other(run: Run) -> str:
+    """The other run's work directory, or gs:// address."""
+    return run.config.world_model.pretrained.rstrip("/")
+
+
 def _key(run: Run) -> str:
-    return f"world_model.pretrained: {run.config.world_model.pretrained}"
+    return f"world_model.pretrained: {_other(run)}"

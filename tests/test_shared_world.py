@@ -13,7 +13,7 @@ import pytest
 from configs.dmc import get_config
 from experiments import launch, shared_world
 from experiments.identity import agent_seed, same_config
-from lawm_jax import runner
+from lawm_jax import bucket, runner
 from lawm_jax.checkpoint import Checkpoints, state_digest
 from lawm_jax.errors import InputError
 from lawm_jax.lawm import actor_critic
@@ -95,6 +95,23 @@ def test_an_agent_of_another_size_and_seed_learns_on_it(other, opened, seeds):
         "shared": True, "digest": state_digest(world),
         "pretrained": run.config.world_model.pretrained,
     }
+    session.close()
+
+
+def test_the_other_run_may_be_in_a_bucket(gcs, opened):
+    address = "gs://bucket/other/"
+    with pytest.raises(InputError, match="gs://bucket/other is no work directory"):
+        opened({"world_model.pretrained": address})
+    config = make_config({})
+    identity = {"experiment": "lawm", "config": config.to_dict()}
+    bucket.write(f"{address}config.json", json.dumps(identity).encode())
+    with pytest.raises(InputError, match="gs://bucket/other has no checkpoint yet"):
+        opened({"world_model.pretrained": address})
+    checkpoints = Checkpoints(f"{address}checkpoints")
+    checkpoints.save(60, make_state(config, 60, 7.0), {"fingerprint": "data"})
+    checkpoints.close()
+    _, session = opened({"world_model.pretrained": address})
+    np.testing.assert_array_equal(session.state["world_model"].params, np.full(3, 7))
     session.close()
 
 
