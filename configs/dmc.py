@@ -73,6 +73,9 @@ def _data(dataset: str) -> ml_collections.ConfigDict:
 
 def _world_model() -> ml_collections.ConfigDict:
     model = ml_collections.ConfigDict()
+    # work directory of a run of experiments.lawm whose world model is taken instead of training
+    # one; that run must have the same task, method, seed, data, labels and keys below
+    model.pretrained = ""
     # sizes (LAWM Table 2 names them; its numbers are not known)
     model.deterministic = 256  # GRU state h
     model.stochastic = 24  # Gaussian state z
@@ -108,6 +111,9 @@ def _world_model() -> ml_collections.ConfigDict:
 
 def _agent() -> ml_collections.ConfigDict:
     agent = ml_collections.ConfigDict()
+    # -1: the run's seed. Agents of other seeds on one world model count as one seed in tables; with
+    # num_seeds, it is that of the first, and the others follow.
+    agent.seed = -1
     agent.steps = 2000
     agent.start_rows = 128  # states that imagination starts from, over all devices
     agent.horizon = 8
@@ -117,6 +123,9 @@ def _agent() -> ml_collections.ConfigDict:
     agent.entropy = 0.2  # weight of the policy's entropy, in reward a step
     agent.action_entropy = 0.02  # takes the place of entropy and prior in a plain Dreamer
     agent.prior = 0.2  # weight of log p(u | s); as large as entropy, the two are a KL to the prior
+    # weight of the standard deviation of the value networks at the state arrived at, taken off the
+    # imagined reward, so that the policy keeps to where they agree
+    agent.disagreement = 0.0
     agent.target_rate = 0.03  # of the slow value target, a step
     agent.units = 128
     agent.layers = 2

@@ -50,6 +50,9 @@ def _dmc() -> Config:
     # rows with further seeds of everything
     dmc.repeated_rows = ("walker_walk/medium_replay",)
     dmc.repeated_seeds = (1, 2)
+    # further agents, of these seeds, on every world model: they make the return of its seed a mean
+    # over agents, but no seed more
+    dmc.agent_seeds = ()
     # return against label fraction: further fractions for some methods, at `seeds`
     dmc.curve_rows = ("walker_walk/medium_replay",)
     dmc.curve_methods = ("lawm", "c_lap", "idm_td3_bc")

@@ -39,6 +39,8 @@ def main(run: launch.Run) -> None:
     check_method(config.method, "baselines")
     if config.num_seeds != 1:
         raise InputError(f"num_seeds is {config.num_seeds}; baselines train one seed a run")
+    if config.world_model.pretrained or config.agent.seed != -1:
+        raise InputError("world_model.pretrained and agent.seed are for methods with a world model")
     program = resolve(config, spec.action_size)
     policy, labeller = program
     check_schedule(config, "td3_bc")

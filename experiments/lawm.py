@@ -4,6 +4,7 @@
 
 C-LAP and Dreamer are the same program: --config.method=c_lap, and --config.data.label_fraction=1
 makes it the oracle that sees all actions. With --config.num_seeds=4 four seeds learn side by side.
+--config.world_model.pretrained=WORKDIR takes the world model of another run and trains the agent.
 """
 
 import contextlib
@@ -13,10 +14,11 @@ from collections.abc import Callable, Iterator
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from experiments import launch, outcome
+from experiments import launch, outcome, shared_world
 from experiments.data import load_dataset, split_dataset
+from experiments.identity import agent_seed
 from experiments.methods import check_method
-from experiments.training import Session, check_schedule
+from experiments.training import check_schedule
 from lawm_jax import plots, runner
 from lawm_jax.data import stream
 from lawm_jax.data.trajectory import Trajectory
@@ -59,12 +61,14 @@ def main(run: launch.Run) -> None:
         )
         for seed, data, part in zip(seeds, training, parts, strict=True)
     ]
-    agents = [actor_critic.init(program.model, program.agent, seed) for seed in seeds]
+    agents = [
+        actor_critic.init(program.model, program.agent, agent_seed(config, seed)) for seed in seeds
+    ]
     state = {
         phase: runner.replicate(runner.join_seeds(states), mesh)
         for phase, states in (("world_model", worlds), ("agent", agents))
     }
-    session = Session(run, state, dataset.fingerprint)
+    session = shared_world.open_session(run, program, state, dataset.fingerprint)
     of_seeds = lambda tree: runner.split_seeds(tree, len(seeds))
     data_parallel = functools.partial(
         runner.data_parallel, mesh=mesh, many_seeds=len(seeds) > 1
@@ -129,7 +133,10 @@ def main(run: launch.Run) -> None:
         _plot(run, outcome.mean_of(errors))
         final = play(agents, config.run.final_episodes)
         ends = zip(seeds, parts, final, errors, strict=True)
-        outcome.report(run, session, dataset, [outcome.Seed(*end) for end in ends])
+        outcome.report(
+            run, session, dataset, [outcome.Seed(*end) for end in ends],
+            {"world_model": shared_world.origin(run, session)},
+        )
 
     first = evaluate.policy_params(worlds[0], of_seeds(agents)[0])
     outcome.conclude(run, write, lambda: outcome.render(run, evaluate.acting(actor, first)))
@@ -140,6 +147,11 @@ def _check_seeds(config: ConfigDict) -> None:
         raise InputError(f"num_seeds is {config.num_seeds}; it must be >= 1")
     if config.num_seeds > 1 and not config.data.on_device:
         raise InputError("num_seeds above 1 needs data.on_device: streamed data is of one seed")
+    if not -1 <= config.agent.seed <= 2**31 - config.num_seeds:
+        raise InputError(
+            f"agent.seed is {config.agent.seed}; it must be -1 (the run's) or at least 0, and "
+            "below 2^31"
+        )
 
 
 def _arrays(
@@ -168,7 +180,8 @@ def _stream(
 
 def _plot(run: launch.Run, errors: dict[str, float]) -> None:
     directory = run.workdir / "plots"
-    plots.losses(directory / "model_losses.png", read_metrics(run.workdir), "world_model")
+    if not run.config.world_model.pretrained:
+        plots.losses(directory / "model_losses.png", read_metrics(run.workdir), "world_model")
     plots.open_loop(directory / "open_loop.png", {
         k: errors[f"open_loop_error_{k}"] for k in evaluate.OPEN_LOOP_STEPS
         if f"open_loop_error_{k}" in errors

@@ -62,12 +62,18 @@ class Seed(NamedTuple):
 
 
 def report(
-    run: launch.Run, session: Session, dataset: Dataset, seeds: Sequence[Seed]
+    run: launch.Run,
+    session: Session,
+    dataset: Dataset,
+    seeds: Sequence[Seed],
+    more: Mapping[str, Any] | None = None,
 ) -> None:
     """Writes plots, then results.json, whose presence marks the run as finished.
 
     Figures of several seeds are means over them, and the interval of the return is over seeds; each
     seed's own are under "seeds". `errors` join the last metrics that were logged.
+
+    more: further sections of results.json.
     """
     records = read_metrics(run.workdir)
     statistics = return_statistics(dataset.trajectories)
@@ -94,6 +100,7 @@ def report(
         },
         "evaluation": evaluation,
         "metrics": last | mean_of([one.errors for one in seeds]),
+        **(more or {}),
     }
     if len(each) > 1:
         results["seeds"] = each

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from experiments.identity import LATER, agent_seed, differences, flatten
 from lawm_jax import statistics
 from lawm_jax.errors import InputError
 
@@ -30,13 +31,18 @@ LAPO_METHODS = {  # name -> what of configs/procgen.py makes it
 
 
 def file_name(result: Result) -> str:
-    """The name under which a result is kept: data set, method, labels where it has them, seed."""
+    """The name under which a result is kept: data set, method, labels where it has them, seed.
+
+    And the agent's seed where it is another one.
+    """
     config = result["config"]
     dataset = result["dataset"]["name"].replace("/", "_")
     if is_lapo(result):
         return f"{dataset}_{lapo_method(config)}_seed{result['seed']}.json"
     labels = f"{100 * config['data']['label_fraction']:g}pct"
-    return f"{dataset}_{config['method']}_{labels}_seed{result['seed']}.json"
+    agent = agent_seed(config, result["seed"])
+    further = "" if agent == result["seed"] else f"_agent{agent}"
+    return f"{dataset}_{config['method']}_{labels}_seed{result['seed']}{further}.json"
 
 
 def is_lapo(result: Result) -> bool:
@@ -47,15 +53,6 @@ def is_lapo(result: Result) -> bool:
 def lapo_method(config: Mapping[str, Any]) -> str:
     """Which of LAPO_METHODS a config of configs/procgen.py is."""
     return "lapo" if config["vq"]["enabled"] else "lapo_without_vq"
-
-
-def same_config(kept: Mapping[str, Any], config: Mapping[str, Any]) -> bool:
-    """Whether a kept result is of this config; keys that came after it was kept count as equal."""
-    return all(
-        key in config
-        and (same_config(value, config[key]) if isinstance(value, dict) else value == config[key])
-        for key, value in kept.items()
-    )
 
 
 def add(directory: Path, workdir: Path) -> list[Path]:
@@ -108,10 +105,12 @@ def read(directory: Path) -> list[Result]:
 def read_cells(directory: Path) -> Cells:
     """The raw results of a directory by (task, data set, labels as "5%") and method.
 
-    Those at 100% labels have "_oracle" behind the method's name.
+    Those at 100% labels have "_oracle" behind the method's name. Agents on one world model count as
+    one seed: they are one result, their mean.
 
     Raises:
-      InputError: there are none, or those of a row come from different data.
+      InputError: there are none, those of a row come from different data, or agents of one seed
+        have different settings.
     """
     cells: Cells = defaultdict(lambda: defaultdict(list))
     for result in read(directory):
@@ -124,6 +123,9 @@ def read_cells(directory: Path) -> Cells:
     if not cells:
         raise InputError(f"{directory} holds no results")
     _check_comparable(directory, cells)
+    for by_method in cells.values():
+        for method, results in by_method.items():
+            by_method[method] = _one_a_seed(directory, results)
     return cells
 
 
@@ -139,6 +141,52 @@ def _check_comparable(directory: Path, cells: Cells) -> None:
                 f"{directory}: the results on {task}/{dataset} come from {len(found)} different "
                 "data sets (their fingerprints differ); remove those of the old one"
             )
+
+
+def _one_a_seed(directory: Path, results: Sequence[Result]) -> list[Result]:
+    """The results of a cell with those of further agents averaged into their seed's."""
+    by_seed: dict[int, list[Result]] = defaultdict(list)
+    for result in results:
+        by_seed[result["seed"]].append(result)
+    for agents in by_seed.values():
+        first, *others = map(_settings, agents)
+        for other in others:
+            if found := differences(first, other):
+                raise InputError(
+                    f"{directory}: {file_name(agents[0])} and other agents of that seed differ in "
+                    f"{', '.join(found)}; keep their results in another directory"
+                )
+    return [_mean(agents) for agents in by_seed.values()]
+
+
+def _settings(result: Result) -> dict[str, Any]:
+    """What agents of one seed must share: all that makes world model and agent, but its seed."""
+    own = ("world_model.pretrained", "agent.seed")
+    flat = {key: value for key, value in LATER.items() if key.startswith("agent.")}
+    flat |= flatten(result["config"])
+    groups = ("world_model.", "agent.")
+    return {key: value for key, value in flat.items() if key.startswith(groups) and key not in own}
+
+
+def _mean(agents: Sequence[Result]) -> Result:
+    """The result of one seed, the mean over its agents; a single agent's as it is.
+
+    The interval is over episodes, the wall-clock of the longest run: it trained the world model.
+    Where only that run has a metric, as those of training, it is that one.
+    """
+    if len(agents) == 1:
+        return agents[0]
+    mean = {
+        section: {
+            key: average([a for a in agents if key in a[section]], section, key)
+            for key in agents[0][section]
+        }
+        for section in ("evaluation", "metrics")
+    }
+    halves = [agent["evaluation"]["return_ci95"] for agent in agents]
+    mean["evaluation"]["return_ci95"] = float(np.linalg.norm(halves)) / len(agents)
+    seconds = max(agent["wall_clock_seconds"] for agent in agents)
+    return agents[0] | mean | {"wall_clock_seconds": seconds}
 
 
 # ---- estimates

@@ -23,6 +23,7 @@ ROWS = (
     ("  episodes", "{evaluation[episodes]}"),
     ("  value overestimation", "{evaluation[value_overestimation]:.2f}"),
     ("model, held-out trajectories", ""),
+    ("  of the run in", "{world_model[pretrained]}"),
     ("  decoded-action error", "{metrics[decoded_action_error]:.4f}"),
     ("  variance of actions", "{metrics[action_variance]:.4f}"),
     ("  open-loop error, 1 step", "{metrics[open_loop_error_1]:.4f}"),

@@ -10,11 +10,12 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from experiments import raw_results
+from experiments.identity import same_config
 from experiments.launch import DONE, FAILED, STOPPED, StopSignal
 from lawm_jax.errors import InputError
 
@@ -31,6 +32,7 @@ class Job:
     flags: tuple[str, ...]  # its config, as a user would type it
     config: dict[str, Any]  # what they come to, as results.json has it
     group: str  # subfolder of the results that its raw result belongs to
+    needs: str = ""  # name of the job whose finished work directory it reads
 
 
 class Place(NamedTuple):
@@ -56,7 +58,7 @@ def command(job: Job, place: Place) -> list[str]:
 
 
 def share_of(jobs: list[Job], share: str) -> list[Job]:
-    """Every COUNT-th job from INDEX on, of a share "INDEX/COUNT".
+    """Every COUNT-th job from INDEX on, of a share "INDEX/COUNT"; each with those that need it.
 
     Raises:
       InputError: it is not written so, or INDEX is not in 0, ..., COUNT - 1.
@@ -64,7 +66,9 @@ def share_of(jobs: list[Job], share: str) -> list[Job]:
     match = re.fullmatch(r"(\d+)/(\d+)", share)
     if match is None or int(match[1]) >= int(match[2]):
         raise InputError(f"--share is '{share}'; write INDEX/COUNT, INDEX from 0 to COUNT - 1")
-    return jobs[int(match[1]) :: int(match[2])]
+    free = [job.name for job in jobs if not job.needs]
+    mine = set(free[int(match[1]) :: int(match[2])])
+    return [job for job in jobs if (job.needs or job.name) in mine]
 
 
 def run(
@@ -75,8 +79,9 @@ def run(
 ) -> int:
     """Runs what is not done yet and keeps its raw results; returns the exit code.
 
-    A failed job is reported and the others go on. SIGTERM and SIGINT are handed to the running
-    jobs, which save; what was stopped continues when the same is run again.
+    A failed job is reported and the others go on, but for those that need it. SIGTERM and SIGINT
+    are handed to the running jobs, which save; what was stopped continues when the same is run
+    again.
 
     Args:
       at_once: jobs that run side by side, each on its own share of this process's cores.
@@ -96,8 +101,7 @@ def run(
     stop.install()
     while running or (waiting and not stop.requested):
         for n in set(range(at_once)) - running.keys() if not stop.requested else ():
-            if waiting:
-                job = waiting.pop(0)
+            if job := _next(waiting, running.values(), failed, place):
                 running[n] = _start(job, place, set(cores[n::at_once]), command(job, place))
         if stop.requested and not told:
             told = True
@@ -134,7 +138,7 @@ def _todo(jobs: list[Job], place: Place) -> list[Job]:
     }
     todo = []
     for job in jobs:
-        if any(raw_results.same_config(config, job.config) for config in kept[job.group]):
+        if any(same_config(config, job.config) for config in kept[job.group]):
             continue
         results = place.of(job) / "results.json"
         if results.exists() and json.loads(results.read_text())["config"] == job.config:
@@ -142,6 +146,39 @@ def _todo(jobs: list[Job], place: Place) -> list[Job]:
         else:
             todo.append(job)  # where only the config differs, the run itself says in what
     return todo
+
+
+def _next(
+    waiting: list[Job], running: Iterable[_Running], failed: list[str], place: Place
+) -> Job | None:
+    """Takes the first of the waiting jobs that needs none of the others.
+
+    One that cannot run is reported, and is then among the failed.
+    """
+    unfinished = {job.name for job in waiting} | {child.job.name for child in running}
+    for job in list(waiting):
+        if job.needs in unfinished:
+            continue
+        waiting.remove(job)
+        obstacle = _obstacle(job, failed, place)
+        if not obstacle:
+            return job
+        print(f"{job.name}: FAILED: it needs {job.needs}, {obstacle}", flush=True)
+        failed.append(job.name)
+    return None
+
+
+def _obstacle(job: Job, failed: list[str], place: Place) -> str:
+    """Why the job that another one needs does not serve it; "" where it does."""
+    needed = place.workdir / job.needs
+    if not job.needs or (needed / "results.json").exists():
+        return ""
+    if job.needs in failed:
+        return "which did not finish"
+    return (
+        f"whose raw result was kept but whose work directory {needed} is gone; remove that result "
+        "to run it again"
+    )
 
 
 def _start(job: Job, place: Place, cores: set[int], command: list[str]) -> _Running:

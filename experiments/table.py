@@ -92,10 +92,9 @@ def _sweep(arguments: argparse.Namespace, rest: list[str]) -> int:
     parsed = command_line.parse(["table", *rest])
     if "://" in (parsed.workdir or ""):
         raise InputError(f"--workdir={parsed.workdir}: the runs of a table work in a local folder")
-    jobs = sweep.share_of(jobs_of(parsed.config), arguments.share)
-    place = sweep.Place(
-        Path(parsed.workdir or Path("runs", "table")), parsed.data_dir, arguments.results
-    )
+    workdir = Path(parsed.workdir or Path("runs", "table"))
+    jobs = sweep.share_of(jobs_of(parsed.config, workdir), arguments.share)
+    place = sweep.Place(workdir, parsed.data_dir, arguments.results)
     if arguments.dry_run:
         for job in jobs:
             print(" ".join(sweep.command(job, place)[1:]))

@@ -1,7 +1,9 @@
 """The runs that a config of configs/table.py asks for."""
 
+import dataclasses
 import json
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -13,16 +15,23 @@ from experiments.sweep import Job
 from lawm_jax.errors import InputError
 
 
-def jobs_of(config: ConfigDict) -> list[Job]:
-    """The jobs of a config, each once, first seeds first.
+def jobs_of(config: ConfigDict, workdir: Path) -> list[Job]:
+    """The jobs of a config, each once, first seeds first, further agents of a world model last.
+
+    workdir: where the jobs' work directories are; those of further agents name one of them.
 
     Raises:
-      InputError: an unknown row, method, preset or game.
+      InputError: an unknown row, method, preset or game, or an agent's seed below 0.
     """
     jobs = {job.name: job for job in (*_control(config.dmc), *_lapo(config.lapo))}
     if not jobs:
         raise InputError("the config asks for no run")
-    return sorted(jobs.values(), key=lambda job: job.config["seed"])
+    agents = [
+        _agent_job(job, seed, workdir)
+        for job in jobs.values() if job.experiment == "lawm"
+        for seed in config.dmc.agent_seeds if seed != job.config["seed"]
+    ]
+    return sorted([*jobs.values(), *agents], key=lambda job: (job.needs > "", job.config["seed"]))
 
 
 def _control(dmc: ConfigDict) -> Iterator[Job]:
@@ -49,7 +58,20 @@ def _control_job(preset: str, row: str, method: str, fraction: float, seed: int)
     settings = {"method": method, "data.label_fraction": fraction, "seed": seed}
     chosen = f"configs/dmc.py:{task},{dataset}" + ("" if preset == "default" else f",{preset}")
     name = f"{task}_{dataset}_{preset}_{method}_{100 * fraction:g}pct_seed{seed}"
-    return _job(name, experiment_of(method), chosen, settings, "dmc")
+    return _job(name, experiment_of(method), _flags(chosen, settings), "dmc")
+
+
+def _agent_job(job: Job, seed: int, workdir: Path) -> Job:
+    """A further agent on the world model of a job."""
+    if seed < 0:
+        raise InputError(f"dmc.agent_seeds has {seed}; seeds are at least 0")
+    flags = (
+        *job.flags,
+        f"--config.agent.seed={seed}",
+        f"--config.world_model.pretrained={workdir / job.name}",
+    )
+    further = _job(f"{job.name}_agent{seed}", job.experiment, flags, job.group)
+    return dataclasses.replace(further, needs=job.name)
 
 
 def _lapo(lapo: ConfigDict) -> Iterator[Job]:
@@ -63,12 +85,15 @@ def _lapo(lapo: ConfigDict) -> Iterator[Job]:
                 settings = {**LAPO_METHODS[method], "seed": seed}
                 chosen = f"configs/procgen.py:{game},{lapo.preset}"
                 name = f"{game}_{lapo.preset}_{method}_seed{seed}"
-                yield _job(name, "lapo", chosen, settings, "lapo")
+                yield _job(name, "lapo", _flags(chosen, settings), "lapo")
 
 
-def _job(name: str, experiment: str, chosen: str, settings: dict[str, Any], group: str) -> Job:
+def _flags(chosen: str, settings: dict[str, Any]) -> tuple[str, ...]:
+    return f"--config={chosen}", *(f"--config.{key}={x}" for key, x in settings.items())
+
+
+def _job(name: str, experiment: str, flags: tuple[str, ...], group: str) -> Job:
     """A job whose config is what its flags come to; raises InputError where they are wrong."""
-    flags = [f"--config={chosen}", *(f"--config.{key}={x}" for key, x in settings.items())]
     parsed = command_line.parse([experiment, *flags])
     config = json.loads(parsed.config.to_json_best_effort())
-    return Job(name, experiment, tuple(flags), config, group)
+    return Job(name, experiment, flags, config, group)

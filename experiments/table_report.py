@@ -3,7 +3,8 @@
 A value is a mean return / 10 with a 95% interval. Of a cell: the bootstrap over its seeds from five
 on, Student's t over two to four (a bootstrap of so few is far too narrow), over the episodes of a
 single seed, which says nothing of other seeds. Of the average: the stratified bootstrap over data
-sets, in which a cell of one seed varies by its episodes.
+sets, in which a cell of one seed varies by its episodes. Agents that learned on one world model
+count as one seed, by their mean.
 
 The average is over the rows in which every column that has any result has one.
 """

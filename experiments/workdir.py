@@ -17,10 +17,10 @@ import re
 import shutil
 import socket
 import uuid
-from collections.abc import Mapping
 from pathlib import Path
 from typing import IO, Any
 
+from experiments.identity import differences, flatten
 from lawm_jax import bucket
 from lawm_jax.errors import InputError, TrainingError
 
@@ -144,22 +144,14 @@ class Workdir:
 
     def _is_of(self, identity: dict[str, Any]) -> bool:
         """Whether it is of this run already; InputError where it is of another one."""
-        try:
-            if self._remote:
-                text = bucket.read(f"{self.address}/{CONFIG}").decode()
-            else:
-                text = (self.path / CONFIG).read_text()
-        except FileNotFoundError:
+        before = identity_of(self.address)
+        if before is None:
             return False
-        before, now = _flatten(json.loads(text)), _flatten(identity)
-        differences = [
-            f"{key.removeprefix('config.')} {before.get(key, 'absent')} -> {now.get(key, 'absent')}"
-            for key in sorted(before | now)
-            if before.get(key, "absent") != now.get(key, "absent")
-        ]
-        if differences:
+        other = differences(flatten(before), flatten(identity))
+        if other:
+            named = ", ".join(difference.removeprefix("config.") for difference in other)
             raise InputError(
-                f"work directory {self} belongs to another run ({', '.join(differences)}); "
+                f"work directory {self} belongs to another run ({named}); "
                 "choose another --workdir"
             )
         return True
@@ -213,11 +205,20 @@ class Workdir:
         return files
 
 
-def _flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat = {}
-    for key, value in tree.items():
-        if isinstance(value, dict):
-            flat |= _flatten(value, f"{prefix}{key}.")
+def identity_of(address: str) -> dict[str, Any] | None:
+    """The identity of the run that a work directory belongs to, as `claim` wrote it; or None.
+
+    Raises:
+      InputError: a file of its name holds something else.
+      TrainingError: the bucket cannot be read.
+    """
+    try:
+        if bucket.is_address(address):
+            text = bucket.read(f"{address}/{CONFIG}").decode()
         else:
-            flat[f"{prefix}{key}"] = value
-    return flat
+            text = Path(address, CONFIG).read_text()
+        return json.loads(text)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except ValueError as error:
+        raise InputError(f"{address}/{CONFIG} is not the config of a run: {error}") from error

@@ -44,8 +44,10 @@ def state_digest(state: Any) -> str:
 class Checkpoints:
     """The checkpoints of one run, in one directory: a folder a step, the newest two are kept."""
 
-    def __init__(self, directory: epath.PathLike) -> None:
+    def __init__(self, directory: epath.PathLike, read_only: bool = False) -> None:
+        """Opens the directory; read_only: of another run, which may be saving meanwhile."""
         bucket.connect(directory)
+        self._advice = "" if read_only else "; choose another --workdir"
         path = epath.Path(directory)
         # epath's `absolute` would put the current directory before a gs:// address
         self.directory = path if bucket.is_address(path) else path.absolute()
@@ -54,7 +56,8 @@ class Checkpoints:
             options=ocp.CheckpointManagerOptions(
                 max_to_keep=KEEP,
                 enable_async_checkpointing=False,
-                cleanup_tmp_directories=True,  # what a killed save left behind
+                cleanup_tmp_directories=not read_only,  # what a killed save left behind
+                read_only=read_only,
             ),
             item_handlers={
                 "state": ocp.StandardCheckpointHandler(),
@@ -138,9 +141,9 @@ class Checkpoints:
         where = f"checkpoint step {step} in {self.directory} is of another train state"
         for a, b in zip(saved, wanted, strict=False):
             if a != b:
-                raise InputError(f"{where}: it has {a}, this run has {b}; choose another --workdir")
+                raise InputError(f"{where}: it has {a}, this run has {b}{self._advice}")
         counts = f"it has {len(saved)} arrays, this run has {len(wanted)}"
-        raise InputError(f"{where}: {counts}; choose another --workdir")
+        raise InputError(f"{where}: {counts}{self._advice}")
 
     def _damaged(self, steps: list[int], what: str) -> InputError:
         then = f"continue from step {steps[-2]}" if len(steps) > 1 else "start from the beginning"

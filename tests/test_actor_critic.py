@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -12,14 +13,15 @@ from small import H, U, Z, make_model, make_params
 from lawm_jax import runner
 from lawm_jax.lawm import actor_critic
 from lawm_jax.lawm.actor_critic import AgentConfig, agent_loss, critic
+from lawm_jax.lawm.imagination import imagine
 from lawm_jax.lawm.world_model import State
 
 CONFIG = AgentConfig(
     steps=300, start_rows=16, horizon=4, epsilon=2.0, discount=0.8, lambda_=0.9, entropy=0.0,
-    prior=0.0, target_rate=0.1, units=8, layers=1, values=2, policy_size=U, learning_rate=1e-2,
-    gradient_clip=100.0,
+    prior=0.0, disagreement=0.0, target_rate=0.1, units=8, layers=1, values=2, policy_size=U,
+    learning_rate=1e-2, gradient_clip=100.0,
 )
-REWARD = 1.5
+REWARD, WEIGHT = 1.5, 0.7
 
 
 def make_states(rows, seed=0):
@@ -134,6 +136,92 @@ def test_another_reward_takes_the_place_of_the_worlds(model, world):
     assert float(metrics["imagined_reward"]) == pytest.approx(7.0)
     moved, _ = gradient(agent.policy, 1.0, 7.0)
     assert any_gradient(jax.tree.map(jnp.subtract, still, moved))
+
+
+class Disagreement(NamedTuple):
+    """What agent_loss makes of slow targets that may disagree, without weight and with 0.7."""
+
+    plain: dict
+    lowered: dict
+    gradients: dict  # of the lowered loss
+    values: np.ndarray  # [2, H, N] the targets' at the states arrived at
+
+
+@pytest.fixture(scope="module")
+def disagreement(model, world):
+    """disagreement(target) -> Disagreement, in a world that always pays."""
+    agent = actor_critic.init(model, CONFIG, seed=0)
+    trained = {"policy": agent.policy, "value": agent.value}
+    noise = jnp.ones((4, 5, Z)), jnp.ones((4, 5, U))
+    start, paid = make_states(5), constant_reward(world, REWARD)
+
+    @jax.jit
+    def run(target):
+        loss = lambda trained, weight: agent_loss(
+            model, dataclasses.replace(CONFIG, disagreement=weight), trained, target, paid, start,
+            noise,
+        )
+        gradients, lowered = jax.grad(loss, has_aux=True)(trained, WEIGHT)
+        policy = actor_critic.make_policy(CONFIG)
+        states = imagine(
+            model, paid, policy, trained["policy"], start, *noise, CONFIG.epsilon
+        ).state
+        values = critic(CONFIG, target, jax.tree.map(lambda x: x[1:], states))
+        return Disagreement(loss(trained, 0.0)[1], lowered, gradients, values)
+
+    return lambda target: jax.tree.map(np.asarray, run(target))
+
+
+def critics_that_say(model, *biases):
+    """Value parameters whose networks say a constant each, whatever the state."""
+    value = jax.tree.map(np.zeros_like, actor_critic.init(model, CONFIG, seed=0).value)
+    value["VmapMLP_0"]["Dense_0"]["bias"] += np.array(biases, np.float32)[:, None]
+    return value
+
+
+def mean_return(reward, bootstrap):
+    """The mean of the lambda-returns of rewards and values [H, N], in rewards a step."""
+    g, returns = bootstrap[-1], []
+    for r, v in zip(reward[::-1], bootstrap[::-1], strict=True):
+        g = 0.2 * r + 0.8 * (0.1 * v + 0.9 * g)
+        returns.append(g)
+    return np.mean(returns)
+
+
+def test_disagreement_lowers_the_returns_by_hand(disagreement, model):
+    """By w s at every state arrived at, where s is half the difference of two values."""
+    rng = np.random.default_rng(3)
+    everywhere = critics_that_say(model, 3.0, 1.0)
+    random = lambda x: rng.standard_normal(x.shape).astype(np.float32)
+    for target in (everywhere, jax.tree.map(random, everywhere)):
+        found = disagreement(target)
+        first, second = found.values
+        if target is everywhere:
+            assert np.all(first == 3.0) and np.all(second == 1.0)
+        else:
+            assert np.ptp(np.abs(first - second)) > 0.1
+        for metrics, weight in ((found.plain, 0.0), (found.lowered, WEIGHT)):
+            reward = REWARD - weight * np.abs(first - second) / 2
+            expected = mean_return(reward, np.minimum(first, second))
+            np.testing.assert_allclose(metrics["imagined_return"], expected / 0.2, rtol=1e-5)
+            np.testing.assert_allclose(metrics["policy_loss"], -expected, rtol=1e-5)
+            np.testing.assert_allclose(metrics["imagined_reward"], REWARD, rtol=1e-6)  # as it was
+
+
+def test_without_weight_disagreement_changes_no_bit(disagreement, model):
+    """Only the least of the values counts; how far others are above it does not."""
+    apart, together = (disagreement(critics_that_say(model, x, 1.0)) for x in (3.0, 1.0))
+    assert apart.plain == together.plain
+    assert apart.lowered["policy_loss"] > together.lowered["policy_loss"] + 0.01
+
+
+def test_values_that_agree_have_finite_gradients(disagreement, model):
+    """All networks start at zero, where a standard deviation has none."""
+    found = disagreement(critics_that_say(model, 0.0, 0.0))
+    assert all(np.isfinite(x).all() for x in jax.tree.leaves(found.gradients))
+    np.testing.assert_allclose(
+        found.lowered["policy_loss"], found.plain["policy_loss"], rtol=1e-5
+    )
 
 
 def test_values_reach_a_constant_reward(train, world):

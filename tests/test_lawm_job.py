@@ -28,6 +28,7 @@ from lawm_jax import runner
 from lawm_jax.data.shards import read_dataset, write_dataset
 from lawm_jax.data.trajectory import Trajectory
 from lawm_jax.data.windows import TrajectoryArrays
+from lawm_jax.errors import InputError
 from lawm_jax.lawm import actor_critic, learner
 from lawm_jax.lawm.learner import Normaliser, TrainingData
 from lawm_jax.lawm.methods import METHODS, resolve
@@ -212,6 +213,24 @@ def test_seeds_side_by_side(place, finished):
     assert (one["seed"], one["evaluation"]["return_mean"]) == (1, second)
 
 
+def test_the_agent_learns_the_same_on_the_world_model_of_another_run(place, finished):
+    code, output, error = finish(start(
+        place, "shared", f"--config.world_model.pretrained={finished[0]}"
+    ))  # fmt: skip
+    assert code == 0, error
+    whole, shared = read_results(finished[0]), read_results(place / "shared")
+    assert shared["state_digest"] == whole["state_digest"]
+    assert shared["evaluation"] == whole["evaluation"]
+    digest = whole["world_model"]["digest"]
+    assert whole["world_model"] == {"shared": False, "digest": digest}
+    assert shared["world_model"] == {
+        "shared": True, "digest": digest, "pretrained": str(finished[0])
+    }
+    assert f"world model of {finished[0]}: 60 steps, digest {digest[:12]}" in output
+    records = [json.loads(x) for x in (place / "shared/metrics.jsonl").read_text().splitlines()]
+    assert {record["phase"] for record in records} == {"agent"}
+
+
 def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_checkpoint(place, finished):
     """Rewards of 1e30: finite data, an infinite loss once a window holds one."""
     trajectories = read_dataset(place / "data", DATASET).trajectories
@@ -296,6 +315,15 @@ def test_methods_draw_the_same_number_of_windows():
     for method in ("c_lap", "dreamer"):
         assert programs[method].labelled_rows == total
         assert programs[method].unlabelled_rows == 0
+
+
+def test_values_that_may_disagree_are_at_least_two():
+    config = get_config("walker_walk,tiny")
+    config.agent.disagreement = 0.5
+    assert resolve(config, OBSERVATION, ACTION).agent.disagreement == 0.5
+    config.agent["values"] = 1
+    with pytest.raises(InputError, match=r"agent.disagreement needs agent.values of at least 2"):
+        resolve(config, OBSERVATION, ACTION)
 
 
 # ---- bad input
@@ -410,6 +438,14 @@ GOOD = "--config.data.name=toy/good"
         (
             "walker_walk,tiny", ["--config.seed=-1"],
             "seed is -1; it must be at least 0 and below 2^31",
+        ),
+        (
+            "walker_walk,tiny", ["--config.agent.seed=-2"],
+            "agent.seed is -2; it must be -1 (the run's) or at least 0, and below 2^31",
+        ),
+        (
+            "walker_walk,tiny", [GOOD, "--config.world_model.pretrained=no/such"],
+            "world_model.pretrained: no/such is no work directory of a run: it has no config.json",
         ),
     ],
 )

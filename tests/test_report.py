@@ -79,6 +79,63 @@ def test_results_of_other_data_or_settings_do_not_mix(tmp_path):
         report.table(tmp_path / "raw")
 
 
+def agent_result(agent, seed, mean, **settings):
+    """The result of an agent of its own seed on the world model of a seed."""
+    one = result("lawm", 0.05, seed, mean)
+    one["config"] |= {
+        "seed": seed, "agent": {"seed": agent, **settings}, "world_model": {"pretrained": "there"}
+    }
+    one["wall_clock_seconds"] = 40.0
+    return one
+
+
+@pytest.fixture
+def keep(tmp_path):
+    """Keeps results as the sweep does; returns the function that does."""
+
+    def keep(*results):
+        for entry in results:
+            (tmp_path / "results.json").write_text(json.dumps(entry))
+            raw_results.add(tmp_path / "raw", tmp_path)
+        return tmp_path / "raw"
+
+    return keep
+
+
+def test_agents_on_one_world_model_count_as_one_seed(keep):
+    directory = keep(
+        result("lawm", 0.05, 0, 400.0), agent_result(1, 0, 500.0), agent_result(2, 0, 600.0),
+        result("lawm", 0.05, 1, 700.0), result("c_lap", 0.05, 0, 450.0),
+        result("c_lap", 0.05, 1, 480.0),
+    )
+    assert {path.stem for path in directory.glob("*lawm_5pct_seed0*")} == {
+        f"walker_walk_medium_replay_400_lawm_5pct_seed0{agent}" for agent in
+        ("", "_agent1", "_agent2")
+    }
+    ((_, cell),) = raw_results.read_cells(directory).items()
+    by_seed = {one["seed"]: one for one in cell["lawm"]}
+    assert {seed: one["evaluation"]["return_mean"] for seed, one in by_seed.items()} == {
+        0: 500.0, 1: 700.0
+    }
+    low, high = stats.t.interval(0.95, 1, loc=600.0, scale=stats.sem([500.0, 700.0]))
+    np.testing.assert_allclose(raw_results.estimate(cell["lawm"]), [600.0, low, high], rtol=1e-3)
+    assert raw_results.difference(cell["lawm"], cell["c_lap"])[0] == (50.0 + 220.0) / 2
+    mean = by_seed[0]
+    assert mean["evaluation"]["return_ci95"] == pytest.approx((3 * 7.0**2) ** 0.5 / 3)
+    assert mean["metrics"]["decoded_action_error"] == pytest.approx(0.1)
+    assert mean["wall_clock_seconds"] == 120.0  # of the run that trained the world model
+    assert by_seed[1] == result("lawm", 0.05, 1, 700.0)
+
+
+def test_agents_with_other_settings_are_no_seed_of_the_same(keep):
+    directory = keep(agent_result(1, 0, 500.0, epsilon=2.0), agent_result(2, 0, 500.0, epsilon=1.0))
+    with pytest.raises(InputError, match=r"seed0_agent1.json and .* differ in agent.epsilon 2.0"):
+        raw_results.read_cells(directory)
+    again = agent_result(0, 0, 400.0)  # the run's own agent once more is no further one
+    with pytest.raises(InputError, match="another configuration"):
+        keep(result("lawm", 0.05, 0, 400.0), again)
+
+
 def test_an_unfinished_run_and_an_empty_directory_are_refused(tmp_path):
     with pytest.raises(InputError, match="not finished"):
         raw_results.add(tmp_path / "raw", tmp_path)

@@ -1,7 +1,9 @@
 """A sweep does everything once, whatever happens to it; its jobs are stubs, but for a tiny run."""
 
+import dataclasses
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -105,6 +107,9 @@ def test_jobs_side_by_side_have_cores_of_their_own(tmp_path):
 def test_hosts_share_the_jobs():
     shares = [sweep.share_of(jobs("abcde"), f"{n}/2") for n in range(2)]
     assert [[job.name for job in share] for share in shares] == [["a", "c", "e"], ["b", "d"]]
+    a, b, *others = jobs("abcd")
+    shares = [sweep.share_of([a, b, *others, needing(jobs("e")[0], b)], f"{n}/2") for n in range(2)]
+    assert [[job.name for job in share] for share in shares] == [["a", "c"], ["b", "d", "e"]]
     for wrong in ("2/2", "1", "0/0", "-1/2"):
         with pytest.raises(InputError, match="write INDEX/COUNT"):
             sweep.share_of(jobs("ab"), wrong)
@@ -122,6 +127,41 @@ def test_raw_results_that_were_kept_are_not_run_again(tmp_path):
     (folder / "old.json").write_text(json.dumps(kept))
     assert sweep.run([job], place(tmp_path), 1, stub_sweep.command) == 0
     assert steps(tmp_path, "a") == list(range(1, STEPS + 1))
+
+
+def needing(job, other):
+    return dataclasses.replace(job, needs=other.name)
+
+
+def test_a_job_starts_once_the_one_that_it_needs_is_finished(tmp_path, capfd):
+    at_once = min(2, len(os.sched_getaffinity(0)))
+    a, b = jobs("ab")
+    assert sweep.run([needing(b, a), a], place(tmp_path), at_once, stub_sweep.command) == 0
+    lines = capfd.readouterr().out.splitlines()[1:]
+    said = [line.split(" ")[:2] for line in lines]
+    assert said == [["a:", "python"], ["a:", "done"], ["b:", "python"], ["b:", "done"]]
+
+
+def test_a_job_whose_needed_one_failed_or_is_gone_is_reported(tmp_path, capfd):
+    bad, a, b = jobs(["bad", "a", "b"])
+    assert sweep.run([bad, needing(b, bad), a], place(tmp_path), 1, stub_sweep.command) == 1
+    output = capfd.readouterr().out
+    assert "b: FAILED: it needs bad, which did not finish\n" in output
+    assert "2 of 3 jobs failed: bad, b" in output and len(done(tmp_path)) == 1
+    shutil.rmtree(place(tmp_path).of(a))
+    assert sweep.run([a, needing(b, a)], place(tmp_path), 1, stub_sweep.command) == 1
+    gone = f"b: FAILED: it needs a, whose raw result was kept but whose work directory {tmp_path}"
+    assert gone in capfd.readouterr().out and len(done(tmp_path)) == 1
+
+
+def test_a_kept_result_from_before_agents_had_seeds_is_of_the_runs_own(tmp_path):
+    (job,) = jobs(["bad"])
+    folder = tmp_path / "results" / "dmc"
+    folder.mkdir(parents=True)
+    (folder / "old.json").write_text(json.dumps({"config": job.config}))
+    for seed, code in ((-1, 0), (1, 1)):  # the second is run, and fails
+        agent = dataclasses.replace(job, config={**job.config, "agent": {"seed": seed}})
+        assert sweep.run([agent], place(tmp_path), 1, stub_sweep.command) == code
 
 
 def test_a_finished_run_joins_the_raw_results(tmp_path):

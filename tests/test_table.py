@@ -2,6 +2,7 @@
 
 import csv
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from experiments import table, table_figures, table_jobs, table_report
 from lawm_jax.errors import InputError
 
 ROWS = [f"{task}/medium_replay" for task in ("cheetah_run", "hopper_stand", "walker_walk")]
+RUNS = Path("runs")
 COLUMNS = ("td3_bc_oracle", "c_lap_oracle", "td3_bc", "c_lap", "idm_td3_bc", "lawm")
 
 
@@ -142,7 +144,7 @@ def test_a_job_is_what_a_user_would_type():
     config = get_config("tiny").unlock()
     config.dmc.methods = ("lawm", "td3_bc")
     config.lapo.games, config.lapo.methods = ("maze",), ("lapo_without_vq",)
-    jobs = {job.name: job for job in table_jobs.jobs_of(config)}
+    jobs = {job.name: job for job in table_jobs.jobs_of(config, RUNS)}
     job = jobs["walker_walk_medium_replay_tiny_td3_bc_20pct_seed0"]
     assert (job.experiment, job.group) == ("baselines", "dmc")
     assert job.flags == (
@@ -155,12 +157,32 @@ def test_a_job_is_what_a_user_would_type():
     assert (job.experiment, job.group, job.config["vq"]["enabled"]) == ("lapo", "lapo", False)
 
 
+def test_further_agents_come_after_the_run_whose_world_model_they_take():
+    config = get_config("tiny").unlock()
+    config.dmc.methods, config.dmc.seeds = ("lawm", "td3_bc"), (0, 1)
+    config.dmc.agent_seeds = (0, 5)
+    jobs = table_jobs.jobs_of(config, RUNS)
+    name = "walker_walk_medium_replay_tiny_lawm_20pct_seed{}"
+    assert [(job.name, job.needs) for job in jobs[4:]] == [
+        (name.format("0_agent5"), name.format("0")),  # 0 has the agent of seed 0 itself
+        (name.format("1_agent0"), name.format("1")), (name.format("1_agent5"), name.format("1")),
+    ]
+    assert not any(job.needs for job in jobs[:4])
+    base, further = next(job for job in jobs if job.name == jobs[4].needs), jobs[4]
+    added = ("--config.agent.seed=5", f"--config.world_model.pretrained=runs/{base.name}")
+    assert further.flags == (*base.flags, *added)
+    assert further.config["world_model"]["pretrained"] == f"runs/{base.name}"
+    assert {name: x for name, x in further.config["agent"].items() if name != "seed"} == {
+        name: x for name, x in base.config["agent"].items() if name != "seed"
+    }
+
+
 def test_presets_name_every_row_and_each_job_once():
     counts = {}
     for preset in ("evidence", "paper"):
         config = get_config(preset).unlock()
         config.dmc.seeds, config.lapo.games = (0,), ("maze",)
-        jobs = table_jobs.jobs_of(config)
+        jobs = table_jobs.jobs_of(config, RUNS)
         counts[preset] = len({job.flags for job in jobs})
         assert counts[preset] == len({job.name for job in jobs}) == len(jobs)
     # 4 rows with 2 oracles and 5 methods at 2 fractions, of one two more seeds and 2 x 3 for curves
@@ -175,6 +197,11 @@ def test_presets_name_every_row_and_each_job_once():
         (["--config=configs/table.py:big"], "'big' is no preset"),
         (["--config=configs/table.py:tiny", "--config.dmc.rows=('walker_walk',)"], "TASK/DATASET"),
         (["--config=configs/table.py:tiny", "--config.dmc.rows=('a/b',)"], "neither a dataset"),
+        (
+            ["--config=configs/table.py:tiny", "--config.dmc.methods=('lawm',)",
+             "--config.dmc.agent_seeds=(-1,)"],
+            "dmc.agent_seeds has -1",
+        ),
         (["--config=configs/table.py:tiny", "--share=2/2"], "--share is '2/2'"),
         (["--config=configs/table.py:tiny", "--jobs=0"], "--jobs is 0"),
         (["--config=configs/table.py:tiny", "--jobs=two"], "--jobs: invalid int value"),

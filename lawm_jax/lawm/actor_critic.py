@@ -25,6 +25,7 @@ from lawm_jax.returns import lambda_returns
 from lawm_jax.runner import AXIS, row_keys
 
 POLICY_MIN_STD = 0.1
+SMALLEST_VARIANCE = 1e-12  # of values: rewards a step
 
 Reward = Callable[[Rollout], jax.Array]  # of H imagined steps, [H, N]
 
@@ -41,6 +42,7 @@ class AgentConfig:
     lambda_: float
     entropy: float  # weight of the policy's entropy, in reward a step
     prior: float  # weight of the latent-action prior's log-probability; as large as entropy: KL
+    disagreement: float  # weight of the values' standard deviation, taken off the reward
     target_rate: float
     units: int
     layers: int
@@ -152,7 +154,8 @@ def agent_loss(
     The policy maximises the lambda-returns, differentiated through the dynamics, its entropy, and
     its outputs' likelihood under the latent-action prior; the values regress on the same returns,
     which bootstrap from the slow target's minimum. The two sets of parameters do not touch each
-    other's loss, so one gradient serves both.
+    other's loss, so one gradient serves both. With a weight for disagreement, every reward is
+    lowered by that times the standard deviation of the slow targets at the state arrived at.
 
     Args:
       trained: {"policy": ..., "value": ...}.
@@ -173,8 +176,12 @@ def agent_loss(
         reward = model.apply({"params": world}, after, method="reward")
     else:
         reward = reward_of(rollout)
-    bootstrap = critic(config, target, after).min(0)
-    returns = lambda_returns(scale * reward, bootstrap, config.discount, config.lambda_)
+    values = critic(config, target, after)
+    bootstrap = values.min(0)
+    earned = reward
+    if config.disagreement:
+        earned = reward - config.disagreement * _spread(values)
+    returns = lambda_returns(scale * earned, bootstrap, config.discount, config.lambda_)
     chex.assert_equal_shape([returns, rollout.log_prob])
     # log p(u | s) of the latent-action prior, up to a constant: u is epsilon v std from its mean.
     prior_log_prob = -0.5 * jnp.sum((config.epsilon * rollout.v) ** 2, axis=-1)
@@ -195,6 +202,14 @@ def agent_loss(
         "value_loss": value_loss,
     }
     return policy_loss + value_loss, metrics
+
+
+def _spread(values: jax.Array) -> jax.Array:
+    """Standard deviation over an ensemble's estimates: [K, ...] -> [...].
+
+    It has a floor, for the root has no gradient at zero, where all networks start.
+    """
+    return jnp.sqrt(jnp.maximum(jnp.var(values, axis=0), SMALLEST_VARIANCE))
 
 
 def make_step(

@@ -116,5 +116,8 @@ def _check(config: ConfigDict) -> None:
         "learning_rate",
     )
     check_positive(config, "agent", "learning_rate")
+    check_not_negative(config, "agent", "disagreement")
+    if config.agent.disagreement and config.agent["values"] < 2:  # a dict's .values is a method
+        raise InputError("agent.disagreement needs agent.values of at least 2, which can disagree")
     check_not_negative(config, "world_model", "unlabelled_rows")
     check_run(config)

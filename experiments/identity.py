@@ -1,0 +1,52 @@
+"""What makes a run the one it is: its config, told apart from those of other runs."""
+
+from collections.abc import Mapping
+from typing import Any
+
+# Keys that came after results were kept, with the value that their absence stands for.
+LATER = {
+    "num_seeds": 1,
+    "world_model.pretrained": "",
+    "agent.seed": -1,
+    "agent.disagreement": 0.0,
+}
+
+
+def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """A tree of dicts as one, "key.key" -> value."""
+    flat = {}
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            flat |= flatten(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
+
+
+def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """What sets two flat configs apart, as "key before -> now"."""
+    return [
+        f"{key} {before.get(key, 'absent')} -> {now.get(key, 'absent')}"
+        for key in sorted({*before, *now})
+        if before.get(key, "absent") != now.get(key, "absent")
+    ]
+
+
+def same_config(kept: Mapping[str, Any], config: Mapping[str, Any]) -> bool:
+    """Whether a kept result is of this config.
+
+    Keys that came after it was kept count as equal, those of LATER where the config has the value
+    that their absence stands for. Where a shared world model was found does not matter.
+    """
+    now = flatten(config)
+    before = {key: value for key, value in LATER.items() if key in now} | flatten(kept)
+    for flat in (before, now):
+        if "world_model.pretrained" in flat:
+            flat["world_model.pretrained"] = bool(flat["world_model.pretrained"])
+    return all(key in now and now[key] == value for key, value in before.items())
+
+
+def agent_seed(config: Mapping[str, Any], seed: int) -> int:
+    """The seed of the agent that learns on the world model of one of a config's seeds."""
+    first = config.get("agent", {}).get("seed", -1)
+    return seed if first < 0 else first + seed - config["seed"]
