@@ -20,7 +20,8 @@ from benchmarks.timing import fastest
 
 REPETITIONS = 8
 SIDE = 3
-# [B, H, W, C] of the policy's two stages and of the inverse and forward dynamics' levels
+# [B, H, W, C] of the policy (the first: with blocks on its finer map as well) and of the inverse
+# and forward dynamics' levels
 SHAPES = ((128, 16, 16, 32), (128, 8, 8, 64), (64, 8, 8, 64), (64, 4, 4, 128))
 
 COLUMNS = {

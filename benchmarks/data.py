@@ -13,7 +13,6 @@ import contextlib
 import sys
 import tempfile
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +21,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks.control_steps import random_data
-from benchmarks.step_time import REPETITIONS, Row, table, write_json
+from benchmarks.step_time import Row, table, write_json
+from benchmarks.timing import fastest
 from benchmarks.train_steps import of_lapo
 from experiments import command_line
 from experiments.data import expert_of
@@ -39,17 +39,6 @@ from lawm_jax.lawm.methods import resolve
 
 SAMPLES, ENVIRONMENTS, ENVIRONMENT_STEPS = 200, 16, 200
 FRAMES = 20_000
-
-
-def fastest(function: Callable[[], Any]) -> float:
-    """Seconds of the fastest of a few calls, after one that is not counted."""
-    function()
-    seconds = []
-    for _ in range(REPETITIONS):
-        begin = time.perf_counter()
-        function()
-        seconds.append(time.perf_counter() - begin)
-    return min(seconds)
 
 
 def rows(config: Any) -> list[Row]:

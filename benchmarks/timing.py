@@ -8,7 +8,7 @@ from typing import Any
 import jax
 
 
-def fastest(function: Callable[..., Any], *args: Any, repetitions: int) -> float:
+def fastest(function: Callable[..., Any], *args: Any, repetitions: int = 5) -> float:
     """Seconds of the fastest of a few calls, each to its end; a first one, to compile, is apart."""
     jax.block_until_ready(function(*args))
     seconds = math.inf

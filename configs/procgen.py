@@ -6,9 +6,9 @@ GAME is one of the 16 below, PRESET one of
 
   published  the paper's settings (the default): 50,000 + 60,000 steps of networks of 4M to 8M
              parameters and 4M frames online; for an accelerator
-  small      2 CPU cores, meant to take about an hour for all stages (not measured with online and
-             scratch yet): networks on 8 x 8 patches; a forward error relative to copying the last
-             frame, normalised latents and codes that fit them
+  small      CPU cores: all stages on miner took 73 minutes on one, beside other work, and decoded
+             policies fall far short of cloning (results/tuning_lapo.md): networks on patches; a
+             forward error relative to copying the last frame, normalised latents and codes that fit
   tiny       under two minutes: does every stage once, learns nothing; for tests
 """
 

@@ -122,7 +122,9 @@ def test_runs_from_before_it_could_be_shared_serve_too(other, opened, tmp_path):
     del old["config"]["num_seeds"], old["config"]["world_model"]["pretrained"]
     del old["config"]["agent"]["seed"], old["config"]["agent"]["disagreement"]
     path.write_text(json.dumps(old))
-    opened()[1].close()
+    session = opened()[1]
+    np.testing.assert_array_equal(session.state["world_model"].params, np.full(3, 7.0))
+    session.close()
 
 
 @pytest.mark.parametrize(
