@@ -170,11 +170,9 @@ def test_a_run_that_is_saving_is_left_alone_and_a_damaged_one_found(other, opene
     half.mkdir()
     opened()[1].close()
     assert half.exists()
-    (largest, *_) = sorted(
-        (tmp_path / "other" / "checkpoints" / "67" / "state").rglob("d/*"),
-        key=lambda path: -path.stat().st_size,
-    )
-    largest.write_bytes(largest.read_bytes()[:-10])
+    # All of them: which of Orbax's files hold data that are read, and where, varies.
+    for file in (tmp_path / "other" / "checkpoints" / "67" / "state").rglob("d/*"):
+        file.write_bytes(file.read_bytes()[:-10])
     with pytest.raises(InputError, match="checkpoint step 67 in .* is damaged"):
         opened()
 
