@@ -52,6 +52,7 @@ def get_config(arg: str = "bigfish") -> Config:
     config.vq = _vq()
     config.latent_action = _training(50_000, 3e-4, start=0.1, end=0.01, warmup=50)
     config.latent_action.relative_error = False  # forward error over that of copying the frame
+    config.latent_action.roll = False  # the inverse model sees windows rolled by a random offset
     config.policy = _encoder()  # of latent policy and behaviour cloning
     config.latent_policy = _training(60_000, 2e-4, start=0.01, end=0.0, warmup=1000)
     config.cloning = _training(60_000, 2e-4, start=0.01, end=0.0, warmup=1000)
@@ -261,9 +262,10 @@ def _small(config: Config) -> None:
     vq = config.vq
     # codes of z have a mean square of 1, and so have embeddings uniform in +- sqrt(3)
     vq.initial_scale, vq.initial_count, vq.decay, vq.restart_below = 1.732, 1.0, 0.99, 0.05
+    vq.codes, vq.embeddings = 1, 16  # 8 bits: enough for an action once z need not say where
     stage = config.latent_action
-    stage.steps, stage.rows, stage.learning_rate = 6000, 64, 1e-3
-    stage.relative_error = True
+    stage.steps, stage.rows, stage.learning_rate = 4000, 64, 1e-3
+    stage.relative_error = stage.roll = True
     for training in (config.latent_policy, config.cloning):
         training.steps, training.learning_rate, training.warmup_steps = 5000, 3e-3, 100
     config.supervised_idm.steps, config.supervised_idm.rows = 2000, 64
