@@ -129,7 +129,7 @@ def _agent() -> ml_collections.ConfigDict:
     agent.target_rate = 0.03  # of the slow value target, a step
     agent.units = 128
     agent.layers = 2
-    agent.values = 2  # value networks; the critic is their minimum
+    agent.value_networks = 2  # the critic is their minimum
     agent.learning_rate = 6e-4
     agent.gradient_clip = 100.0
     return agent

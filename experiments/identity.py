@@ -10,17 +10,26 @@ LATER = {
     "agent.seed": -1,
     "agent.disagreement": 0.0,
 }
+# What keys are called now that were called otherwise when a result or work directory was kept.
+RENAMED = {"agent.values": "agent.value_networks"}
 
 
 def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """A tree of dicts as one, "key.key" -> value."""
+    """A tree of dicts as one, "key.key" -> value, by the keys' names of today."""
     flat = {}
     for key, value in tree.items():
         if isinstance(value, dict):
             flat |= flatten(value, f"{prefix}{key}.")
         else:
-            flat[f"{prefix}{key}"] = value
+            flat[_today(f"{prefix}{key}")] = value
     return flat
+
+
+def _today(key: str) -> str:
+    for before, now in RENAMED.items():
+        if key.endswith(before):
+            return key.removesuffix(before) + now
+    return key
 
 
 def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:

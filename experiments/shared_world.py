@@ -94,7 +94,7 @@ def _take(run: Run, program: Program, state: dict[str, PyTree], fingerprint: str
 
 
 def _checked(run: Run) -> dict[str, Any]:
-    """The agent's settings of the other run, which is one that has the same world model.
+    """The flat config of the other run, which is one that has the same world model.
 
     Raises InputError, which names what differs.
     """
@@ -109,7 +109,7 @@ def _checked(run: Run) -> dict[str, Any]:
         raise InputError(f"{_key(run)} holds another world model ({', '.join(found)})")
     if not epath.Path(f"{_other(run)}/checkpoints").exists():
         raise InputError(f"{_key(run)} has no checkpoint yet: let that run go on first")
-    return theirs["config"]["agent"]
+    return flatten(theirs["config"])
 
 
 def _settings(config: dict[str, Any]) -> dict[str, Any]:
@@ -121,7 +121,7 @@ def _settings(config: dict[str, Any]) -> dict[str, Any]:
 
 def _template(program: Program, settings: dict[str, Any], ours: PyTree) -> PyTree:
     """Shapes of the other run's agent, whose networks may have other sizes than this run's."""
-    sizes = {name: settings[name] for name in ("units", "layers", "values")}
+    sizes = {name: settings[f"agent.{name}"] for name in ("units", "layers", "value_networks")}
     config = dataclasses.replace(program.agent, **sizes)
     one = jax.eval_shape(lambda: actor_critic.init(program.model, config, 0))
     seeds, sharding = ours.step.shape, ours.step.sharding  # seeds: an axis, or none for one seed

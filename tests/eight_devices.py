@@ -22,8 +22,8 @@ CONFIG = LearnerConfig(
 )
 AGENT = actor_critic.AgentConfig(
     steps=10, start_rows=ROWS, horizon=3, epsilon=2.0, discount=0.9, lambda_=0.9, entropy=0.1,
-    prior=0.2, disagreement=0.0, target_rate=0.1, units=4, layers=1, values=2, policy_size=U,
-    learning_rate=1e-2, gradient_clip=100.0,
+    prior=0.2, disagreement=0.0, target_rate=0.1, units=4, layers=1, value_networks=2,
+    policy_size=U, learning_rate=1e-2, gradient_clip=100.0,
 )
 MODEL, ELBO = make_model(units=4, layers=1), make_elbo()
 

@@ -18,8 +18,8 @@ from lawm_jax.lawm.world_model import State
 
 CONFIG = AgentConfig(
     steps=300, start_rows=16, horizon=4, epsilon=2.0, discount=0.8, lambda_=0.9, entropy=0.0,
-    prior=0.0, disagreement=0.0, target_rate=0.1, units=8, layers=1, values=2, policy_size=U,
-    learning_rate=1e-2, gradient_clip=100.0,
+    prior=0.0, disagreement=0.0, target_rate=0.1, units=8, layers=1, value_networks=2,
+    policy_size=U, learning_rate=1e-2, gradient_clip=100.0,
 )
 REWARD, WEIGHT = 1.5, 0.7
 

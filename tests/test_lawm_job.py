@@ -321,8 +321,8 @@ def test_values_that_may_disagree_are_at_least_two():
     config = get_config("walker_walk,tiny")
     config.agent.disagreement = 0.5
     assert resolve(config, OBSERVATION, ACTION).agent.disagreement == 0.5
-    config.agent["values"] = 1
-    with pytest.raises(InputError, match=r"agent.disagreement needs agent.values of at least 2"):
+    config.agent.value_networks = 1
+    with pytest.raises(InputError, match="agent.disagreement needs agent.value_networks"):
         resolve(config, OBSERVATION, ACTION)
 
 

@@ -46,7 +46,7 @@ class AgentConfig:
     target_rate: float
     units: int
     layers: int
-    values: int  # value networks; their minimum is the critic
+    value_networks: int  # their minimum is the critic
     policy_size: int  # U, or A for a plain Dreamer
     learning_rate: float
     gradient_clip: float
@@ -86,7 +86,7 @@ class Policy(nn.Module):
 class Critic(nn.Module):
     """An ensemble of values: state -> [K, ...] estimates of the average reward from there on."""
 
-    values: int  # K
+    networks: int  # K
     units: int
     layers: int
 
@@ -94,7 +94,7 @@ class Critic(nn.Module):
     def __call__(self, state: State) -> jax.Array:
         """Each network's estimate; all start at zero."""
         ensemble = nn.vmap(
-            MLP, in_axes=None, axis_size=self.values,
+            MLP, in_axes=None, axis_size=self.networks,
             variable_axes={"params": 0}, split_rngs={"params": True},
         )
         return ensemble(self.units, self.layers, 1, zero_init=True)(state.feature)[..., 0]
@@ -107,7 +107,8 @@ def make_policy(config: AgentConfig) -> Policy:
 
 def critic(config: AgentConfig, params: Params, state: State) -> jax.Array:
     """Each value network's estimate [K, ...] of the average reward a step from here on."""
-    return Critic(config.values, config.units, config.layers).apply({"params": params}, state)
+    networks = Critic(config.value_networks, config.units, config.layers)
+    return networks.apply({"params": params}, state)
 
 
 def make_optimiser(config: AgentConfig) -> optax.GradientTransformation:
@@ -127,7 +128,7 @@ def init(model: WorldModel, config: AgentConfig, seed: int) -> AgentState:
     state = State(jnp.zeros((1, model.deterministic)), jnp.zeros((1, model.stochastic)))
     noise = jnp.zeros((1, config.policy_size))
     policy = make_policy(config).init(policy_key, state, noise)["params"]
-    networks = Critic(config.values, config.units, config.layers)
+    networks = Critic(config.value_networks, config.units, config.layers)
     value = networks.init(value_key, state)["params"]
     return AgentState(
         policy=policy,

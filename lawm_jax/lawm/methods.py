@@ -106,7 +106,9 @@ def _check(config: ConfigDict) -> None:
         config, "world_model", "deterministic", "stochastic", "units", "layers", "steps",
         "labelled_rows",
     )
-    check_counts(config, "agent", "steps", "start_rows", "horizon", "units", "layers", "values")
+    check_counts(
+        config, "agent", "steps", "start_rows", "horizon", "units", "layers", "value_networks"
+    )
     check_counts(config, "run", "steps_per_call", "checkpoint_every", "evaluate_every")
     if config.world_model.window < 2:
         raise InputError(f"world_model.window is {config.world_model.window}; it must be >= 2")
@@ -117,7 +119,9 @@ def _check(config: ConfigDict) -> None:
     )
     check_positive(config, "agent", "learning_rate")
     check_not_negative(config, "agent", "disagreement")
-    if config.agent.disagreement and config.agent["values"] < 2:  # a dict's .values is a method
-        raise InputError("agent.disagreement needs agent.values of at least 2, which can disagree")
+    if config.agent.disagreement and config.agent.value_networks < 2:
+        raise InputError(
+            "agent.disagreement needs agent.value_networks of at least 2, which can disagree"
+        )
     check_not_negative(config, "world_model", "unlabelled_rows")
     check_run(config)
