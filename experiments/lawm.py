@@ -10,6 +10,7 @@ makes it the oracle that sees all actions. With --config.num_seeds=4 four seeds 
 import contextlib
 import functools
 from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
 
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
@@ -18,9 +19,10 @@ from experiments import launch, outcome, shared_world
 from experiments.data import load_dataset, split_dataset
 from experiments.identity import agent_seed
 from experiments.methods import check_method
-from experiments.training import check_schedule
+from experiments.training import Session, check_schedule
 from lawm_jax import plots, runner
 from lawm_jax.data import stream
+from lawm_jax.data.shards import Dataset
 from lawm_jax.data.trajectory import Trajectory
 from lawm_jax.data.windows import Split, TrajectoryArrays, check_window, stack
 from lawm_jax.envs.dmc import task_spec
@@ -31,11 +33,28 @@ from lawm_jax.lawm.methods import Program, check_rows, resolve
 from lawm_jax.metrics import read_metrics
 
 
-def main(run: launch.Run) -> None:
-    """Runs the whole job, from wherever its last checkpoint stands.
-
-    Everything is of one seed or of several: `join_seeds` and `split_seeds` are where they meet.
+class Job(NamedTuple):
+    """What both phases work with. Lists have one item a seed; where the program meets the devices,
+    `runner.join_seeds` makes one of them and `runner.split_seeds` parts it again.
     """
+
+    run: launch.Run
+    program: Program
+    mesh: Mesh
+    session: Session
+    dataset: Dataset
+    seeds: range
+    parts: list[Split]  # which trajectories are labelled, unlabelled and held out
+    training: list[learner.TrainingData]
+    heldout: list[TrajectoryArrays]
+
+    def of_seeds(self, tree: Any) -> list[Any]:
+        """A train state of all seeds as one a seed."""
+        return runner.split_seeds(tree, len(self.seeds))
+
+
+def main(run: launch.Run) -> None:
+    """Runs the whole job, from wherever its last checkpoint stands."""
     config = run.config
     spec = task_spec(config.task)
     check_method(config.method, "lawm")
@@ -49,97 +68,126 @@ def main(run: launch.Run) -> None:
     oracle = "c_lap" if program.learner.unlabelled_rows else None
     seeds = range(config.seed, config.seed + config.num_seeds)
     parts = [split_dataset(config, dataset.trajectories, seed, oracle) for seed in seeds]
-    training, heldout = zip(
-        *(_arrays(program, dataset.trajectories, part, mesh.size) for part in parts), strict=True
-    )
-
-    optimiser = learner.make_optimiser(program.learner)
-    worlds = [
-        learner.init(
-            program.model, optimiser,
-            learner.fit_normaliser(data, (len(part.labelled), len(part.unlabelled))), seed,
-        )
-        for seed, data, part in zip(seeds, training, parts, strict=True)
-    ]
-    agents = [
-        actor_critic.init(program.model, program.agent, agent_seed(config, seed)) for seed in seeds
-    ]
+    arrays = [_arrays(program, dataset.trajectories, part, mesh.size) for part in parts]
+    training, heldout = (list(both) for both in zip(*arrays, strict=True))
+    states = _initial_states(config, program, training, parts)
     state = {
-        phase: runner.replicate(runner.join_seeds(states), mesh)
-        for phase, states in (("world_model", worlds), ("agent", agents))
+        phase: runner.replicate(runner.join_seeds(of_phase), mesh)
+        for phase, of_phase in states.items()
     }
     session = shared_world.open_session(run, program, state, dataset.fingerprint)
-    of_seeds = lambda tree: runner.split_seeds(tree, len(seeds))
-    data_parallel = functools.partial(
-        runner.data_parallel, mesh=mesh, many_seeds=len(seeds) > 1
+    job = Job(run, program, mesh, session, dataset, seeds, parts, training, heldout)
+
+    _world_model(job)
+    worlds = job.of_seeds(runner.local(session.state["world_model"]))
+    actor = evaluate.make_actor(program.model, program.agent)
+    _agent(job, worlds, actor)
+    agents = runner.local(session.state["agent"])
+    session.close()
+    first = evaluate.policy_params(worlds[0], job.of_seeds(agents)[0])
+    outcome.conclude(
+        run,
+        lambda: _report(job, worlds, agents, actor),
+        lambda: outcome.render(run, evaluate.acting(actor, first)),
     )
 
-    def errors_of(state: learner.WorldModelState, heldout: TrajectoryArrays) -> dict[str, float]:
-        errors = evaluate.prediction_errors(
-            program.model, state, heldout, decode=program.method.unlabelled
-        )
-        return {name: float(x) for name, x in errors.items()}
 
-    world_model_step = learner.make_step(
-        program.model, program.elbo, program.learner, optimiser, mesh.size
+def _initial_states(
+    config: ConfigDict, program: Program, training: list[learner.TrainingData], parts: list[Split]
+) -> dict[str, list[Any]]:
+    """Fresh train states of each phase, one a seed."""
+    optimiser = learner.make_optimiser(program.learner)
+    states: dict[str, list[Any]] = {"world_model": [], "agent": []}
+    for seed, (data, part) in enumerate(zip(training, parts, strict=True), config.seed):
+        counts = len(part.labelled), len(part.unlabelled)
+        normaliser = learner.fit_normaliser(data, counts)
+        states["world_model"].append(learner.init(program.model, optimiser, normaliser, seed))
+        agent = actor_critic.init(program.model, program.agent, agent_seed(config, seed))
+        states["agent"].append(agent)
+    return states
+
+
+def _world_model(job: Job) -> None:
+    """Learns the world model from labelled and unlabelled trajectories."""
+    program, resident = job.program, job.run.config.data.on_device
+    step = learner.make_step(
+        program.model, program.elbo, program.learner, learner.make_optimiser(program.learner),
+        job.mesh.size,
     )
-    resident = config.data.on_device
-    joined = runner.join_seeds(training, axis=1)
-    session.train(
+    joined = runner.join_seeds(job.training, axis=1)
+    job.session.train(
         "world_model",
-        data_parallel(world_model_step, streamed=not resident),
+        runner.data_parallel(step, job.mesh, len(job.seeds) > 1, streamed=not resident),
         shared=None,
-        sharded=runner.shard(joined, mesh) if resident else _stream(run, program, joined, mesh),
+        sharded=runner.shard(joined, job.mesh) if resident else _stream(job, joined),
         total=program.learner.steps,
-        evaluate=lambda state: outcome.mean_of(list(map(errors_of, of_seeds(state), heldout))),
+        evaluate=lambda state: outcome.mean_of(_errors(job, job.of_seeds(state))),
         shown=("loss", "observation_error", "kl_s", "inverse_action_error"),
     )
-    worlds = of_seeds(runner.local(session.state["world_model"]))
+
+
+def _agent(job: Job, worlds: list[learner.WorldModelState], actor: evaluate.Actor) -> None:
+    """Learns the latent-action policy in the imagination of the frozen world model."""
+    program = job.program
     starts = [
-        evaluate.start_states(program.model, world, [x for x in data if x is not None], mesh.size)
-        for world, data in zip(worlds, training, strict=True)
+        evaluate.start_states(
+            program.model, world, [x for x in data if x is not None], job.mesh.size
+        )
+        for world, data in zip(worlds, job.training, strict=True)
     ]
-    actor = evaluate.make_actor(program.model, program.agent)
-
-    def play(agents: actor_critic.AgentState, episodes: int) -> list[Evaluation]:
-        played = []
-        for world, agent in zip(worlds, of_seeds(agents), strict=True):
-            params = evaluate.policy_params(world, agent)
-            with contextlib.closing(
-                outcome.simulator(config.task, int(agent.seed), episodes, int(agent.step))
-            ) as env:
-                played.append(
-                    evaluate.evaluate_policy(env, actor, params, program.agent.discount)
-                )
-        return played
-
-    agent_step = actor_critic.make_step(program.model, program.agent, mesh.size)
-    session.train(
+    step = actor_critic.make_step(program.model, program.agent, job.mesh.size)
+    episodes = job.run.config.run.evaluation_episodes
+    job.session.train(
         "agent",
-        data_parallel(agent_step),
-        shared=session.state["world_model"].params,
-        sharded=runner.shard(runner.join_seeds(starts, axis=1), mesh),
+        runner.data_parallel(step, job.mesh, len(job.seeds) > 1),
+        shared=job.session.state["world_model"].params,
+        sharded=runner.shard(runner.join_seeds(starts, axis=1), job.mesh),
         total=program.agent.steps,
         evaluate=lambda agents: outcome.mean_of(
-            [one.summary() for one in play(agents, config.run.evaluation_episodes)]
+            [one.summary() for one in _play(job, worlds, agents, actor, episodes)]
         ),
         shown=("imagined_reward", "imagined_return", "value_error"),
     )
-    agents = runner.local(session.state["agent"])
-    session.close()
 
-    def write() -> None:
-        errors = list(map(errors_of, worlds, heldout))
-        _plot(run, outcome.mean_of(errors))
-        final = play(agents, config.run.final_episodes)
-        ends = zip(seeds, parts, final, errors, strict=True)
-        outcome.report(
-            run, session, dataset, [outcome.Seed(*end) for end in ends],
-            {"world_model": shared_world.origin(run, session)},
+
+def _errors(job: Job, worlds: list[learner.WorldModelState]) -> list[dict[str, float]]:
+    """Prediction errors of each seed's world model on its held-out trajectories."""
+    program, found = job.program, []
+    for world, heldout in zip(worlds, job.heldout, strict=True):
+        errors = evaluate.prediction_errors(
+            program.model, world, heldout, decode=program.method.unlabelled
         )
+        found.append({name: float(x) for name, x in errors.items()})
+    return found
 
-    first = evaluate.policy_params(worlds[0], of_seeds(agents)[0])
-    outcome.conclude(run, write, lambda: outcome.render(run, evaluate.acting(actor, first)))
+
+def _play(
+    job: Job, worlds: list[learner.WorldModelState], agents: actor_critic.AgentState,
+    actor: evaluate.Actor, episodes: int,
+) -> list[Evaluation]:
+    """Each seed's agent in the simulator, on the world model that it learned in."""
+    task, discount, played = job.run.config.task, job.program.agent.discount, []
+    for world, agent in zip(worlds, job.of_seeds(agents), strict=True):
+        params = evaluate.policy_params(world, agent)
+        env = outcome.simulator(task, int(agent.seed), episodes, int(agent.step))
+        with contextlib.closing(env):
+            played.append(evaluate.evaluate_policy(env, actor, params, discount))
+    return played
+
+
+def _report(
+    job: Job, worlds: list[learner.WorldModelState], agents: actor_critic.AgentState,
+    actor: evaluate.Actor,
+) -> None:
+    """Plays the final episodes; writes plots and results.json."""
+    errors = _errors(job, worlds)
+    _plot(job.run, outcome.mean_of(errors))
+    final = _play(job, worlds, agents, actor, job.run.config.run.final_episodes)
+    ends = zip(job.seeds, job.parts, final, errors, strict=True)
+    outcome.report(
+        job.run, job.session, job.dataset, [outcome.Seed(*end) for end in ends],
+        {"world_model": shared_world.origin(job.run, job.session)},
+    )
 
 
 def _check_seeds(config: ConfigDict) -> None:
@@ -170,12 +218,13 @@ def _arrays(
 
 
 def _stream(
-    run: launch.Run, program: Program, training: learner.TrainingData, mesh: Mesh
+    job: Job, training: learner.TrainingData
 ) -> Callable[[int], Iterator[learner.TrainingData]]:
     """Step -> the batches of the dispatches from there on, drawn on the host."""
-    draw = learner.stream_step(training, program.learner, run.config.seed, mesh)
-    steps, each = program.learner.steps, run.config.run.steps_per_call
-    return lambda first: stream.batches(draw, first, steps, each, mesh)
+    config, settings = job.run.config, job.program.learner
+    draw = learner.stream_step(training, settings, config.seed, job.mesh)
+    each = config.run.steps_per_call
+    return lambda first: stream.batches(draw, first, settings.steps, each, job.mesh)
 
 
 def _plot(run: launch.Run, errors: dict[str, float]) -> None:
