@@ -130,10 +130,9 @@ class Session:
             if self._stopping(saving=False):
                 raise Stopped  # before anything was dispatched: the last checkpoint stands
             count = min(settings.steps_per_call, total - step)
+            drawn = next(batches)
             before = time.monotonic()
-            dispatch = functools.partial(
-                step_fn, self.state[phase], shared, next(batches), steps=count
-            )
+            dispatch = functools.partial(step_fn, self.state[phase], shared, drawn, steps=count)
             second = step == progress.first + settings.steps_per_call  # the first one compiles
             traced = self._run.profile and second
             state, metrics = self._traced(phase, dispatch) if traced else dispatch()
