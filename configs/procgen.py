@@ -99,6 +99,7 @@ def _encoder() -> Config:
     encoder.multiplier = 4
     encoder.blocks = (2, 2, 2)  # residual blocks of each stage
     encoder.patch = 0  # 0: IMPALA; else the side of the patches that the frame is cut into
+    encoder.pool = False  # largest values of the last map instead of the map: what, not where
     encoder.features = 256
     return encoder
 
@@ -252,7 +253,7 @@ def _small(config: Config) -> None:
     data.train_frames, data.test_frames, data.num_envs = 200_000, 20_000, 16
     data.max_frames = 400_000  # 4.9 GB a split
     config.idm.channels, config.idm.multiplier, config.idm.blocks = (64,), 1, (1,)
-    config.idm.patch = 8
+    config.idm.patch, config.idm.pool = 8, True
     # Finer patches than the inverse dynamics': a policy has to find its way over the whole frame.
     config.policy.channels, config.policy.multiplier, config.policy.blocks = (64, 64), 1, (0, 2)
     config.policy.patch = 4
@@ -262,12 +263,13 @@ def _small(config: Config) -> None:
     vq = config.vq
     # codes of z have a mean square of 1, and so have embeddings uniform in +- sqrt(3)
     vq.initial_scale, vq.initial_count, vq.decay, vq.restart_below = 1.732, 1.0, 0.99, 0.05
-    vq.codes, vq.embeddings = 1, 16  # 8 bits: enough for an action once z need not say where
+    vq.codes, vq.embeddings = 1, 16  # 8 bits: enough for an action once z cannot say where
     stage = config.latent_action
-    stage.steps, stage.rows, stage.learning_rate = 4000, 64, 1e-3
-    stage.relative_error = stage.roll = True
+    stage.steps, stage.rows, stage.learning_rate = 3000, 64, 1e-3
+    stage.relative_error = True
     for training in (config.latent_policy, config.cloning):
         training.steps, training.learning_rate, training.warmup_steps = 5000, 3e-3, 100
+    config.latent_policy.steps = 6000
     config.supervised_idm.steps, config.supervised_idm.rows = 2000, 64
     config.supervised_idm.learning_rate = 1e-3
     config.decoder.labels = (16, 64, 256, 1024, 4096)

@@ -21,6 +21,8 @@ class EncoderConfig:
       patch: 0 for IMPALA (Espeholt et al., 2018), whose stages start with convolution and pooling.
         Else the frame is cut into patches of this side, the first stage starts with one matmul on
         them and later ones with a matmul on 2 x 2 cells: 10 to 20 times cheaper.
+      pool: take each channel's largest value on the last map instead of the whole map, so that the
+        network tells what there is but not where.
       features: width of the fully connected layer.
       dtype: of the computation, "float32" or "bfloat16".
     """
@@ -29,6 +31,7 @@ class EncoderConfig:
     multiplier: int = 4
     blocks: tuple[int, ...] = (2, 2, 2)
     patch: int = 0
+    pool: bool = False
     features: int = 256
     dtype: str = "float32"
 
@@ -73,7 +76,7 @@ class Trunk(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        """Applies the stages and flattens the last map."""
+        """Applies the stages and flattens or pools the last map."""
         config, dtype = self.config, jnp.dtype(self.config.dtype)
         for i, (channels, blocks) in enumerate(zip(config.channels, config.blocks, strict=True)):
             channels *= config.multiplier
@@ -86,7 +89,8 @@ class Trunk(nn.Module):
                 x = ResidualBlock(dtype)(x)
             if not blocks:
                 x = nn.relu(x)
-        return nn.relu(x).reshape(x.shape[0], -1)
+        x = nn.relu(x)
+        return x.max((1, 2)) if config.pool else x.reshape(x.shape[0], -1)
 
 
 class FrameNetwork(nn.Module):
