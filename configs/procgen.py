@@ -52,7 +52,6 @@ def get_config(arg: str = "bigfish") -> Config:
     config.vq = _vq()
     config.latent_action = _training(50_000, 3e-4, start=0.1, end=0.01, warmup=50)
     config.latent_action.relative_error = False  # forward error over that of copying the frame
-    config.latent_action.roll = False  # the inverse model sees windows rolled by a random offset
     config.policy = _encoder()  # of latent policy and behaviour cloning
     config.latent_policy = _training(60_000, 2e-4, start=0.01, end=0.0, warmup=1000)
     config.cloning = _training(60_000, 2e-4, start=0.01, end=0.0, warmup=1000)

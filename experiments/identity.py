@@ -9,7 +9,12 @@ LATER = {
     "world_model.pretrained": "",
     "agent.seed": -1,
     "agent.disagreement": 0.0,
+    "idm.pool": False,
+    "policy.pool": False,
+    "expert_policy.pool": False,
 }
+# Keys that went, with the value that is now the only one.
+GONE = {"latent_action.roll": False}
 # What keys are called now that were called otherwise when a result or work directory was kept.
 RENAMED = {"agent.values": "agent.value_networks"}
 
@@ -49,6 +54,7 @@ def same_config(kept: Mapping[str, Any], config: Mapping[str, Any]) -> bool:
     """
     now = flatten(config)
     before = {key: value for key, value in LATER.items() if key in now} | flatten(kept)
+    before = {key: x for key, x in before.items() if key not in GONE or x != GONE[key]}
     for flat in (before, now):
         if "world_model.pretrained" in flat:
             flat["world_model.pretrained"] = bool(flat["world_model.pretrained"])

@@ -16,8 +16,8 @@ from lawm_jax.online.ppo import ActorCritic
 
 DEVICES, ROWS, STEPS = 4, 8, 2
 SHAPE = (SIDE, SIDE, 3)
-MODEL = make_model(  # with batch normalisation, rolled windows, and codes that restart
-    published=True, roll=True, vq=dataclasses.replace(VQ, initial_count=0.5, restart_below=0.503),
+MODEL = make_model(  # with batch normalisation, and codes that restart
+    published=True, vq=dataclasses.replace(VQ, initial_count=0.5, restart_below=0.503),
 )
 
 

@@ -11,7 +11,6 @@ from lawm_jax.data.frames import (
     FrameShards,
     FrameWindows,
     draw_steps,
-    roll_windows,
     sample_windows,
     shard_frames,
     shift_windows,
@@ -96,25 +95,6 @@ def test_a_shift_moves_the_three_frames_of_a_window_alike():
     assert (np.abs(places[:, 1:] - [4, 3]) <= 2).all()
     assert len(np.unique(places[:, 1:], axis=0)) > 2
     assert shift_windows(windows, keys, 0) is windows
-
-
-def test_a_window_is_rolled_as_one_and_by_every_offset():
-    frames = np.random.default_rng(0).integers(0, 256, (3, 200, 2, 4, 3), np.uint8)
-    windows = FrameWindows(*frames, np.arange(200))
-    rolled = jax.device_get(roll_windows(windows, jax.random.split(jax.random.key(0), 200)))
-    offsets = set()
-    for row in range(200):
-        matches = [
-            offset for offset in np.ndindex(2, 4)
-            if all(
-                np.array_equal(np.roll(before[row], offset, (0, 1)), after[row])
-                for before, after in zip(windows[:3], rolled[:3], strict=True)
-            )
-        ]
-        assert len(matches) == 1
-        offsets.update(matches)
-    assert offsets == set(np.ndindex(2, 4))
-    assert rolled.action is windows.action
 
 
 def test_streamed_windows_are_of_one_episode_and_drawn_by_step_and_row():

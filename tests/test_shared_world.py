@@ -194,6 +194,8 @@ def test_what_counts_as_the_same_config():
     del kept["agent"]["seed"], kept["world_model"]["pretrained"], kept["num_seeds"]
     kept["agent"]["values"] = kept["agent"].pop("value_networks")  # its name of then
     assert same_config(kept, config)
+    for roll in (False, True):  # a key that went, when only one of its values was left
+        assert same_config({**kept, "latent_action": {"roll": roll}}, config) != roll
     for section, key, value in (
         ("agent", "seed", 1), ("world_model", "pretrained", "a"), ("agent", "epsilon", 1.0),
     ):

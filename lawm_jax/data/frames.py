@@ -151,13 +151,3 @@ def shift_windows(windows: FrameWindows, keys: jax.Array, pixels: int) -> FrameW
         )
 
     return FrameWindows(*jax.vmap(one)(keys, *windows[:3]), windows.action)
-
-
-def roll_windows(windows: FrameWindows, keys: jax.Array) -> FrameWindows:
-    """Rolls the frames of each window, one key a row, by one uniform offset around both edges."""
-
-    def one(key: jax.Array, *frames: jax.Array) -> tuple[jax.Array, ...]:
-        offset = jax.random.randint(key, (2,), 0, jnp.asarray(frames[0].shape[:2]))
-        return tuple(jnp.roll(frame, offset, (0, 1)) for frame in frames)
-
-    return FrameWindows(*jax.vmap(one)(keys, *windows[:3]), windows.action)

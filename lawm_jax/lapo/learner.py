@@ -11,13 +11,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from lawm_jax.data.frames import (
-    FrameShards,
-    FrameWindows,
-    roll_windows,
-    sample_windows,
-    shift_windows,
-)
+from lawm_jax.data.frames import FrameShards, FrameWindows, sample_windows, shift_windows
 from lawm_jax.lapo import vq
 from lawm_jax.lapo.fdm import FDMConfig, ForwardDynamics
 from lawm_jax.lapo.idm import InverseDynamics
@@ -27,7 +21,7 @@ from lawm_jax.vision import scale
 
 Params = Any
 Metrics = dict[str, jax.Array]
-WINDOWS, SHIFTS, RESTARTS, ROLLS = range(4)  # tags of a step's keys
+WINDOWS, SHIFTS, RESTARTS = range(3)  # tags of a step's keys
 COPY_ERROR_DECAY = 0.99
 
 
@@ -40,14 +34,11 @@ class LatentActionModel:
       fdm: sizes of the forward dynamics.
       relative_error: divide the forward model's squared error by that of copying the last frame,
         which brings it to the commitment loss's order of magnitude. Published: False.
-      roll: in training the inverse model sees every window rolled by a random offset, of which the
-        forward model does not know: z can tell what moved how, but not where. Published: False.
     """
 
     idm: InverseDynamics
     fdm: FDMConfig
     relative_error: bool = False
-    roll: bool = False
 
 
 @flax.struct.dataclass
@@ -127,7 +118,7 @@ def latent_action_loss(
     Returns:
       loss, (metrics, {"batch_stats", "copy_error": new state, "z", "indices": of the batch}).
     """
-    z = infer(model, params, _as_inferred_from(model, state, windows))
+    z = infer(model, params, windows)
     quantised = bottleneck(model, state.codebook, z)
     prediction, updated = ForwardDynamics(model.fdm).apply(
         {"params": params["fdm"], "batch_stats": state.batch_stats},
@@ -154,16 +145,6 @@ def latent_action_loss(
         "z": z,
         "indices": quantised.indices,
     })
-
-
-def _as_inferred_from(
-    model: LatentActionModel, state: LatentActionState, windows: FrameWindows
-) -> FrameWindows:
-    """This device's windows as the inverse model sees them in training."""
-    if not model.roll:
-        return windows
-    keys = row_keys(state.seed, state.step, ROLLS, len(windows.action))
-    return roll_windows(windows, keys)
 
 
 def draw(

@@ -59,9 +59,7 @@ def resolve(config: ConfigDict, frame_shape: tuple[int, int, int], actions: int)
         name: TrainingConfig(**_fields(config[name], TrainingConfig)) for name in TRAININGS
     }
     return Program(
-        model=LatentActionModel(
-            idm, fdm, config.latent_action.relative_error, config.latent_action.roll
-        ),
+        model=LatentActionModel(idm, fdm, config.latent_action.relative_error),
         policy=FrameNetwork(encoder, vq.latent_size),
         cloner=FrameNetwork(encoder, actions),
         inverse=FrameNetwork(idm_encoder, actions),

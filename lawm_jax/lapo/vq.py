@@ -85,7 +85,7 @@ def init(config: VQConfig, key: jax.Array) -> Codebook:
     shape = (config.books, config.embeddings, config.size)
     scale = config.initial_scale
     embedding = jax.random.uniform(key, shape, minval=-scale, maxval=scale)
-    count = jnp.full(shape[:2], config.initial_count)
+    count = jnp.full(shape[:2], config.initial_count, jnp.float32)
     return Codebook(embedding, count, embedding * (config.initial_count or 1.0))
 
 
