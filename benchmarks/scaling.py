@@ -61,11 +61,11 @@ def main() -> None:
     parser.add_argument("--json", help="file to write {device, rows} to")
     parser.add_argument("--child", action="store_true", help=argparse.SUPPRESS)
     arguments, rest = parser.parse_known_args()
-    if arguments.child:
-        print(json.dumps(measure(command_line.parse([sys.argv[0], *rest]).config)))
-        return
     try:
-        command_line.parse([sys.argv[0], *rest])
+        config = command_line.parse([sys.argv[0], *rest]).config
+        if arguments.child:
+            print(json.dumps(measure(config)))
+            return
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)

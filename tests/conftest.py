@@ -1,5 +1,6 @@
 """What tests of several modules share."""
 
+import os
 import threading
 
 import jax
@@ -10,9 +11,34 @@ from fake_gcs import Server
 @pytest.fixture(scope="module")
 def quick_compilation():
     """Compilation is what takes the time here, and optimised programs take twice as long."""
+    yield from _without_optimisations()
+
+
+@pytest.fixture
+def quick_compilation_here():
+    """The same for a test whose module has others that are about what optimisations may change."""
+    yield from _without_optimisations()
+
+
+def _without_optimisations():
     jax.config.update("jax_disable_most_optimizations", True)
     yield
     jax.config.update("jax_disable_most_optimizations", False)
+
+
+@pytest.fixture(scope="session")
+def shared_compilation(tmp_path_factory):
+    """Has the processes that tests start share all that they compile, small programs as well.
+
+    Where the environment names a cache it is that one, else one of the session and its workers.
+    """
+    place = tmp_path_factory.getbasetemp()
+    place = place.parent if "PYTEST_XDIST_WORKER" in os.environ else place
+    cache = os.environ.get("JAX_COMPILATION_CACHE_DIR") or str(place / "compiled")
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", cache)
+        monkeypatch.setenv("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -1,18 +1,27 @@
 """The benchmarks run, count right and write what others read; nothing is timed here."""
 
 import functools
+import importlib.util
 import json
+import math
+import os
+import subprocess
 import sys
 import types
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import scaling_small
+from processes import output, start
 
-from benchmarks import convolution, flops, hlo, parts, step_time
+from benchmarks import convolution, data, flops, hlo, parts, scaling, step_time
+from benchmarks.train_step import TrainStep
 from benchmarks.train_steps import train_steps
 from configs.dmc import get_config
+from configs.procgen import get_config as get_game
 from lawm_jax.envs.dmc import task_spec
 from lawm_jax.lawm.methods import resolve
 from lawm_jax.runner import make_mesh
@@ -112,6 +121,17 @@ def test_operations_of_convolutions():
     assert flops.count(convolve, x, kernel) == forward
     gradient = jax.grad(lambda x: convolve(x, kernel).sum())
     assert flops.count(gradient, x) in (forward, 2 * forward)  # with or without the forward pass
+
+
+def test_operations_of_loops_in_loops_and_of_the_larger_branch():
+    w = jnp.ones((8, 8))
+    inner = lambda y, _: (jnp.tanh(y @ w), None)
+    outer = lambda y, _: (jax.lax.scan(inner, y, length=3)[0], None)
+    once = 2 * 4 * 8 * 8
+    nested = lambda y: jax.lax.scan(outer, y, length=5)[0]
+    assert flops.count(nested, jnp.ones((4, 8))) == 5 * 3 * once
+    branch = lambda y: jax.lax.cond(y.sum() > 0, lambda y: y @ w @ w, lambda y: y @ w, y)
+    assert flops.count(branch, jnp.ones((4, 8))) == 2 * once
 
 
 def test_a_loop_of_unknown_length_is_refused():
@@ -217,3 +237,217 @@ def test_parts_of_a_step_make_up_its_operations():
     assert 0 < recurrence[0] < counts["loss"] and recurrence[0] < recurrence[1] < whole
     row = parts.measure("update", jnp.sin, (jnp.ones(3),), matmul_rate=1.0)
     assert row["milliseconds"] > 0 and row["useful_gflops"] == 0
+
+
+# ---- scaling
+
+
+def test_scaling_counts_the_collectives_of_a_step_and_their_bytes():
+    """Of a program whose collectives are known: 4 rounds of 3 x 5 floats, and the loss."""
+    (row,) = output(start(scaling_small, devices=2))
+    rounds, numbers = scaling_small.ROUNDS, math.prod(scaling_small.SHAPE)
+    assert (row["step"], row["devices"], row["kinds"]) == ("small", 2, ["all-reduce"])
+    assert row["collectives"] == rounds + 1
+    assert row["collective_bytes"] == 4 * (rounds * numbers + 1)
+    state, losses = np.ones(()), []
+    for _ in range(scaling.STEPS):
+        for _ in range(rounds):
+            state = np.sin((1 + 2) * state)
+        losses.append(sum(range(8)) / 2 + numbers * state)
+    np.testing.assert_allclose(row["losses"], losses, rtol=1e-5)
+
+
+@pytest.fixture
+def scaled(tmp_path, monkeypatch):
+    """Runs scaling with stand-ins for its processes; loss(devices) is what each of them has."""
+
+    def run(loss, code=0, config="configs/dmc.py:walker_walk,tiny"):
+        asked = []
+
+        def child(command, env, **how):
+            flag = env["XLA_FLAGS"].rpartition("--xla_force_host_platform_device_count=")
+            devices = int(flag[2])
+            asked.append(devices)
+            assert command[-2:] == ["--child", f"--config={config}"]
+            row = {
+                "step": "world_model", "devices": devices, "losses": [loss(devices)] * 3,
+                "collectives": 2, "collective_bytes": 1500, "kinds": ["all-reduce"],
+            }  # fmt: skip
+            return types.SimpleNamespace(returncode=code, stdout=f"a line\n{json.dumps([row])}\n")
+
+        monkeypatch.setattr(scaling, "subprocess", types.SimpleNamespace(
+            run=child, PIPE=subprocess.PIPE
+        ))
+        monkeypatch.setattr(
+            sys, "argv", ["scaling", f"--json={tmp_path / 'rows.json'}", f"--config={config}"]
+        )
+        scaling.main()
+        assert asked == [1, 2, 4, 8]
+        return json.loads((tmp_path / "rows.json").read_text())
+
+    return run
+
+
+def test_scaling_writes_a_row_for_each_number_of_devices(scaled, capsys):
+    written = scaled(lambda devices: 2.0 + 1e-4 * devices)  # rounding
+    assert written["command"] == (
+        "python -m benchmarks.scaling --config=configs/dmc.py:walker_walk,tiny"
+    )
+    assert [row["devices"] for row in written["rows"]] == [1, 2, 4, 8]
+    assert "| world_model | 8 | 2.0008, 2.0008, 2.0008 | 2 | 1.5 |" in capsys.readouterr().out
+
+
+def test_scaling_fails_where_losses_differ_or_a_process_fails(scaled, tmp_path, capsys):
+    with pytest.raises(SystemExit) as exit_:
+        scaled(lambda devices: 2.0 if devices < 4 else 2.01)
+    assert exit_.value.code == "error: world_model on 4 devices has other losses than on 1"
+    with pytest.raises(SystemExit) as exit_:
+        scaled(lambda devices: 2.0, code=3)
+    assert exit_.value.code == 3
+    with pytest.raises(SystemExit) as exit_:
+        scaled(lambda devices: 2.0, config="configs/dmc.py:walker_walk,medum")
+    assert exit_.value.code == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: configs/dmc.py: 'medum' is") and error.count("\n") == 1
+    assert not (tmp_path / "rows.json").exists()
+
+
+def test_a_process_of_scaling_says_in_one_line_what_it_cannot_run(monkeypatch, capsys):
+    config = "--config=configs/dmc.py:walker_wlak,tiny"
+    monkeypatch.setattr(sys, "argv", ["scaling", "--child", config])
+    with pytest.raises(SystemExit) as exit_:
+        scaling.main()
+    assert exit_.value.code == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: unknown task 'walker_wlak'") and error.count("\n") == 1
+
+
+# ---- data
+
+
+@pytest.fixture
+def fed(tmp_path, monkeypatch, capsys):
+    """Runs the benchmark of data, made small, on a config; returns its rows by name."""
+
+    def run(config):
+        for name, size in (
+            ("SAMPLES", 2), ("ENVIRONMENTS", 2), ("ENVIRONMENT_STEPS", 5), ("FRAMES", 200),
+        ):
+            monkeypatch.setattr(data, name, size)
+        monkeypatch.setattr(data, "fastest", functools.partial(data.fastest, repetitions=1))
+        target = tmp_path / "rows.json"
+        monkeypatch.setattr(sys, "argv", ["data", f"--json={target}", f"--config={config}"])
+        data.main()
+        rows = {row["step"]: row for row in json.loads(target.read_text())["rows"]}
+        assert all(row["steps_per_second"] > 0 for row in rows.values())
+        printed = capsys.readouterr().out
+        assert all(f"| {name} |" in printed for name in rows)
+        return rows
+
+    return run
+
+
+def test_speed_of_the_data_of_a_control_task(fed):
+    rows = fed("configs/dmc.py:walker_walk,tiny")
+    assert list(rows) == ["write_shards", "read_shards", "sample_windows", "step_environments"]
+    model = get_config("walker_walk,tiny").world_model
+    drawn = rows["sample_windows"]
+    batch = model.labelled_rows + model.unlabelled_rows
+    assert drawn["windows_per_second"] == pytest.approx(batch * drawn["steps_per_second"])
+    assert drawn["milliseconds_per_step"] == pytest.approx(1000 / drawn["steps_per_second"])
+    spec = task_spec("walker_walk")
+    floats = 501 * spec.observation_size + 500 * (spec.action_size + 1)  # and a length, of each
+    for name in ("write_shards", "read_shards"):
+        one = rows[name]
+        assert one["steps_per_second"] == pytest.approx(500 * one["trajectories_per_second"])
+        assert one["mb_per_second"] == pytest.approx(
+            (4 * floats + 4) / 1e6 * one["trajectories_per_second"]
+        )
+
+
+def test_speed_of_the_data_of_a_game(fed):
+    rows = fed("configs/procgen.py:miner,tiny")
+    assert list(rows) == ["step_environments", "write_frames", "read_frames", "stream_windows"]
+    sizes = {rows[name]["bytes_a_frame"] for name in ("write_frames", "read_frames")}
+    assert len(sizes) == 1 and 0 < sizes.pop() < 64 * 64 * 3  # compressed
+    drawn, batch = rows["stream_windows"], get_game("miner,tiny").latent_action.rows
+    assert drawn["windows_per_second"] == pytest.approx(batch * drawn["steps_per_second"])
+
+
+# ---- tpu_compile
+
+
+@pytest.fixture
+def tpu_compile(monkeypatch):
+    """The module, which sets variables for its own process where it is imported."""
+    for name in ("JAX_PLATFORMS", "TPU_SKIP_MDS_QUERY", "TF_CPP_MIN_LOG_LEVEL"):
+        monkeypatch.setenv(name, os.environ.get(name, ""))
+    from benchmarks import tpu_compile
+
+    return tpu_compile
+
+
+@pytest.mark.skipif(importlib.util.find_spec("libtpu") is not None, reason="libtpu is there")
+def test_without_the_tpu_compiler_one_line_says_how_to_get_it():
+    done = subprocess.run(
+        [sys.executable, "-m", "benchmarks.tpu_compile", "--topology=v5e:1x1",
+         "--config=configs/dmc.py:walker_walk,tiny"],
+        cwd=Path(__file__).parent.parent, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert (done.returncode, done.stdout) == (2, "")
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("error: topology 'v5e:1x1' cannot be described (")
+    assert line.endswith("); the TPU compiler comes with pip install -e '.[tpu]'")
+
+
+def test_an_unknown_chip_is_one_line(tpu_compile, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", [
+        "tpu_compile", "--topology=v9:1x1", "--config=configs/dmc.py:walker_walk,tiny",
+    ])  # fmt: skip
+    with pytest.raises(SystemExit) as exit_:
+        tpu_compile.main()
+    assert exit_.value.code == 2
+    assert capsys.readouterr().err == (
+        "error: topology 'v9:1x1': the chip is one of v4, v5e, v5p, v6e\n"
+    )
+
+
+def test_figures_of_a_compiled_step(tpu_compile, monkeypatch):
+    """A loop of 7 matmuls, compiled for this machine: what it multiplies, holds and sends."""
+    trips, size = 7, 16
+
+    def step(state, shared, local):
+        state, _ = jax.lax.scan(lambda y, _: (jnp.tanh(y @ local), None), state, length=trips)
+        return state, {"loss": state.sum()}
+
+    def steps(config, mesh, seeds, abstract):
+        assert abstract
+        square = jax.ShapeDtypeStruct((size, size), jnp.float32)
+        run = jax.jit(lambda state, shared, local, steps: step(state, shared, local),
+                      static_argnames="steps")
+        return [TrainStep("small", run, square, None, square, windows=1)]
+
+    monkeypatch.setattr(tpu_compile, "devices", lambda topology: jax.devices()[:1])
+    monkeypatch.setattr(tpu_compile, "train_steps", steps)
+    (row,) = tpu_compile.rows(get_config("walker_walk,tiny"), "v5e:1x1", 1)
+    operations = trips * 2 * size**3
+    assert row["step"] == "small, v5e:1x1" and row["chips"] == 1
+    assert row["useful_gflops_per_step"] == operations / 1e9
+    assert row["collectives"] == 0 and row["collective_mb"] == 0
+    assert row["memory_mb"] >= 3 * 4 * size**2 / 1e6  # state, its successor and what multiplies it
+    # Every trip reads both factors and writes the product, which takes longer than to multiply.
+    traffic = row["memory_traffic_mb"] * 1e6
+    assert traffic >= trips * 3 * 4 * size**2
+    chip = tpu_compile.CHIPS["v5e"]
+    assert row["limit"] == "memory"  # the CPU's compiler estimates no cycles
+    assert row["bound_microseconds"] == pytest.approx(1e6 * traffic / chip.memory_rate)
+
+
+def test_what_a_ring_sends_and_where_frames_lie(tpu_compile):
+    reduced, gathered = hlo.Collective("all-reduce", 1, 80), hlo.Collective("all-gather", 1, 8)
+    assert tpu_compile._sent([reduced, gathered], 4) == (2 * 80 + 8) * 3 / 4
+    assert tpu_compile._sent([reduced], 1) == 0
+    config = get_game("miner,published")  # 2.5 million frames, 30.7 GB
+    chip = tpu_compile.CHIPS["v5e"]
+    placed = [tpu_compile.place_frames(config, chip, n).data.on_device for n in (1, 3, 4)]
+    assert placed == [False, False, True]  # where a part takes less than half of 16 GB

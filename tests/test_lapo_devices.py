@@ -6,7 +6,7 @@ from processes import output, start
 
 
 @pytest.fixture(scope="module")
-def found():
+def found(shared_compilation):
     """What tests/lapo_devices.py finds: name -> largest relative difference."""
     return output(start(lapo_devices, devices=4))
 

@@ -34,16 +34,14 @@ UPDATES, FRAMES = 4, 512  # of the online stages
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory):
+def place(tmp_path_factory, shared_compilation):
     """Where all runs of this module live."""
     return tmp_path_factory.mktemp("job")
 
 
 def start(place, workdir, *args):
     """Starts the job as a process of its own."""
-    environment = os.environ | {
-        "JAX_COMPILATION_CACHE_DIR": str(place / "cache"), "PYTHONPATH": str(ROOT)
-    }
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
     return subprocess.Popen(
         [sys.executable, "-m", "experiments.lapo", "--config=configs/procgen.py:miner,tiny",
          f"--workdir={place / workdir}", f"--data_dir={place / 'data'}", *SMALLER, *args],

@@ -42,16 +42,14 @@ OBSERVATION, ACTION = 24, 6  # of walker_walk
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory):
+def place(tmp_path_factory, shared_compilation):
     """Where all runs of this module live."""
     return tmp_path_factory.mktemp("job")
 
 
 def start(place, workdir, *args, **variables):
     """Starts the main job as a process of its own."""
-    environment = os.environ | variables | {
-        "JAX_COMPILATION_CACHE_DIR": str(place / "cache"), "PYTHONPATH": str(ROOT)
-    }
+    environment = os.environ | variables | {"PYTHONPATH": str(ROOT)}
     return subprocess.Popen(
         [sys.executable, "-m", "experiments.lawm", CONFIG, f"--workdir={place / workdir}",
          f"--data_dir={place / 'data'}", *args],

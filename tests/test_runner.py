@@ -2,10 +2,12 @@
 
 import dataclasses
 import functools
+import json
 import os
 import socket
 import subprocess
 import sys
+from pathlib import Path
 
 import eight_devices
 import jax
@@ -35,14 +37,17 @@ def trajectories():
 
 @pytest.fixture(scope="module")
 def train():
-    """train(data, *counts): so many steps in each dispatch; (state, metrics of all steps)."""
+    """train(data, *counts): so many steps in each dispatch; (state, metrics of all steps).
+
+    Where shapes and counts were there before, nothing is compiled again.
+    """
     mesh = runner.make_mesh(jax.devices()[:1])
     model, optimiser = make_model(), learner.make_optimiser(CONFIG)
     step = learner.make_step(model, make_elbo(), CONFIG, optimiser, 1)
     run = runner.data_parallel(step, mesh)
 
-    def train(data, *counts):
-        state = learner.init(model, optimiser, learner.fit_normaliser(data), seed=3)
+    def train(data, *counts, seed=3):
+        state = learner.init(model, optimiser, learner.fit_normaliser(data), seed)
         metrics = []
         for count in counts:
             state, part = run(state, None, data, steps=count)
@@ -87,6 +92,7 @@ def test_steps_that_convolve_are_the_same_however_they_are_dispatched():
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-6), metrics, same)
 
 
+@pytest.mark.usefixtures("quick_compilation_here")
 def test_nothing_is_compiled_after_the_first_dispatch(trajectories):
     """The state that comes out has the shapes, types and placement of the one that went in."""
     mesh = runner.make_mesh(jax.devices()[:1])
@@ -102,7 +108,8 @@ def test_nothing_is_compiled_after_the_first_dispatch(trajectories):
     assert run._cache_size() == 1
 
 
-def test_seeds_side_by_side_learn_as_each_alone(trajectories):
+@pytest.mark.usefixtures("quick_compilation_here")
+def test_seeds_side_by_side_learn_as_each_alone(train, trajectories):
     mesh = runner.make_mesh(jax.devices()[:1])
     model, optimiser = make_model(), learner.make_optimiser(CONFIG)
     first = make_data(trajectories)
@@ -113,12 +120,10 @@ def test_seeds_side_by_side_learn_as_each_alone(trajectories):
         learner.init(model, optimiser, learner.fit_normaliser(its), seed)
         for seed, its in zip((3, 4), data, strict=True)
     ]
-    run = runner.data_parallel(step, mesh)
-    alone = lambda state, its: jax.device_get(run(jax.tree.map(np.copy, state), None, its, steps=2))
-    expected = [alone(state, its) for state, its in zip(states, data, strict=True)]
+    expected = [train(its, 3, seed=seed) for seed, its in zip((3, 4), data, strict=True)]
     together = runner.data_parallel(step, mesh, many_seeds=True)
     stacked = runner.join_seeds(states)
-    state, metrics = jax.device_get(together(stacked, None, runner.join_seeds(data, 1), steps=2))
+    state, metrics = jax.device_get(together(stacked, None, runner.join_seeds(data, 1), steps=3))
     close = functools.partial(np.testing.assert_allclose, rtol=2e-4, atol=2e-5)
     for i, (one, its_metrics) in enumerate(expected):
         jax.tree.map(lambda x, y, i=i: close(x[i], y), state, one)
@@ -155,7 +160,7 @@ def test_a_batch_that_devices_do_not_divide_is_refused():
 
 
 @pytest.fixture(scope="module")
-def eight():
+def eight(shared_compilation):
     """What tests/eight_devices.py finds: name -> largest relative difference."""
     return output(start(eight_devices, devices=8))
 
@@ -174,14 +179,17 @@ def test_the_mapped_step_equals_pmap(eight):
     assert eight["pmap"] < 1e-6
 
 
-def test_two_processes_learn_the_same_as_one(tmp_path):
-    alone = start(two_processes, tmp_path / "alone", devices=4)
+@pytest.fixture(scope="module")
+def alone_and_in_pair(tmp_path_factory, shared_compilation):
+    """What tests/two_processes.py finds: on four devices of one process, on two of each of two."""
+    place = tmp_path_factory.mktemp("processes")
+    alone = start(two_processes, place / "alone", devices=4)
     with socket.socket() as free:
         free.bind(("localhost", 0))
         address = f"localhost:{free.getsockname()[1]}"
     pair = [
         start(
-            two_processes, tmp_path / "pair", devices=2, JAX_COORDINATOR_ADDRESS=address,
+            two_processes, place / "pair", devices=2, JAX_COORDINATOR_ADDRESS=address,
             JAX_NUM_PROCESSES="2", JAX_PROCESS_ID=str(i),
         )
         for i in range(2)
@@ -189,7 +197,20 @@ def test_two_processes_learn_the_same_as_one(tmp_path):
     expected = output(alone)
     _, err = pair[1].communicate(timeout=600)
     assert pair[1].returncode == 0, err
-    np.testing.assert_allclose(output(pair[0]), expected, rtol=1e-4, atol=1e-6)
+    return [json.loads(Path(name).read_text()) for name in (expected, output(pair[0]))]
+
+
+@pytest.mark.parametrize("part", ["resident", "streamed", "frames"])
+def test_two_processes_learn_the_same_as_one(alone_and_in_pair, part):
+    """States with the optimiser's moments, metrics, and what the streams bring to each device."""
+    expected, found = (
+        {name: np.array(x) for name, x in one.items() if name.startswith(f"['{part}']")}
+        for one in alone_and_in_pair
+    )
+    assert list(found) == list(expected)
+    assert part == "frames" or any("opt_state" in name for name in found)
+    differ = {name: eight_devices.difference(x, expected[name]) for name, x in found.items()}
+    assert not {name: x for name, x in differ.items() if x > 1e-4}
 
 
 def test_a_host_that_waits_in_vain_says_so():

@@ -8,6 +8,16 @@ from experiments import launch
 from lawm_jax.errors import InputError, TrainingError
 
 
+def sleep(seconds: float) -> None:
+    """Sleeps, and is in Python again and again, where alone signal handlers run.
+
+    A signal that comes just before a long sleep would otherwise be seen after it.
+    """
+    end = time.monotonic() + seconds
+    while (left := end - time.monotonic()) > 0:
+        time.sleep(min(left, 0.05))
+
+
 def main(run: launch.Run) -> None:
     fail = run.config.fail
     if fail == "input":
@@ -23,7 +33,7 @@ def main(run: launch.Run) -> None:
     print(f"from {step}", flush=True)
     while step < run.config.loop.steps:
         step += 1
-        time.sleep(run.config.loop.seconds)
+        sleep(run.config.loop.seconds)
         if run.stop.requested:
             saved.write_text(str(step))
             raise launch.Stopped
