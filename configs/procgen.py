@@ -6,9 +6,9 @@ GAME is one of the 16 below, PRESET one of
 
   published  the paper's settings (the default): 50,000 + 60,000 steps of networks of 4M to 8M
              parameters and 4M frames online; for an accelerator
-  small      CPU cores: all stages on miner took 73 minutes on one, beside other work, and decoded
-             policies fall far short of cloning (results/tuning_lapo.md): networks on patches; a
-             forward error relative to copying the last frame, normalised latents and codes that fit
+  small      about an hour on one CPU core: networks on patches; an inverse model that pools, for
+             latents of 8 bits; a forward error relative to copying the last frame, normalised
+             latents and codes that fit (results/tuning_lapo.md)
   tiny       under two minutes: does every stage once, learns nothing; for tests
 """
 
@@ -45,7 +45,7 @@ def get_config(arg: str = "bigfish") -> Config:
     config.stages = "latent_action,latent_policy,cloning,supervised_idm,decoder,online,scratch"
     config.data = _data()
     config.dtype = "float32"  # of the networks' computation: float32 | bfloat16
-    config.idm = _encoder()
+    config.idm = _encoder()  # of the supervised inverse model as well
     config.idm.differences = False  # the outer frames as differences from the middle one
     config.idm.normalise = False  # every code of z scaled to a mean square of 1
     config.fdm = _fdm()

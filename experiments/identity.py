@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
+# LATER and GONE are for kept results; a work directory that was begun with other keys is refused.
 # Keys that came after results were kept, with the value that their absence stands for.
 LATER = {
     "num_seeds": 1,
@@ -32,7 +33,7 @@ def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 def _today(key: str) -> str:
     for before, now in RENAMED.items():
-        if key.endswith(before):
+        if key == before or key.endswith(f".{before}"):
             return key.removesuffix(before) + now
     return key
 

@@ -22,7 +22,7 @@ class EncoderConfig:
         Else the frame is cut into patches of this side, the first stage starts with one matmul on
         them and later ones with a matmul on 2 x 2 cells: 10 to 20 times cheaper.
       pool: take each channel's largest value on the last map instead of the whole map, so that the
-        network tells what there is but not where.
+        network tells what there is but hardly where (near a border or within a patch, at most).
       features: width of the fully connected layer.
       dtype: of the computation, "float32" or "bfloat16".
     """

@@ -30,13 +30,12 @@ def _without_optimisations():
 def shared_compilation(tmp_path_factory):
     """Has the processes that tests start share all that they compile, small programs as well.
 
-    Where the environment names a cache it is that one, else one of the session and its workers.
+    The cache is the session's and its workers' own.
     """
     place = tmp_path_factory.getbasetemp()
     place = place.parent if "PYTEST_XDIST_WORKER" in os.environ else place
-    cache = os.environ.get("JAX_COMPILATION_CACHE_DIR") or str(place / "compiled")
     with pytest.MonkeyPatch.context() as monkeypatch:
-        monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", cache)
+        monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(place / "compiled"))
         monkeypatch.setenv("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
         yield
 

@@ -32,6 +32,7 @@ def difference(a, b):
     """Largest difference of any leaf, relative to the leaf's largest entry."""
     def one(a, b):
         a, b = np.asarray(a), np.asarray(b)
+        assert np.isfinite(a).all() and np.isfinite(b).all()
         return float(np.max(np.abs(a - b)) / max(np.max(np.abs(b)), 1e-3))
 
     return max(jax.tree.leaves(jax.tree.map(one, a, b)))

@@ -2,9 +2,12 @@
 
 import jax
 import jax.numpy as jnp
+import ml_collections
 import pytest
 
+from configs import dmc, table
 from configs.procgen import ACTIONS, GAMES, PRESETS, get_config
+from experiments.identity import flatten
 from lawm_jax import runner
 from lawm_jax.data.frames import FrameWindows
 from lawm_jax.errors import InputError
@@ -94,3 +97,10 @@ def test_devices_must_divide_the_batches():
     check_rows(config, runner.make_mesh(jax.devices()[:1]))
     with pytest.raises(InputError, match="latent_action.rows is 16, which 3 devices"):
         check_rows(config, type("Mesh", (), {"size": 3})())
+
+
+def test_no_key_hides_behind_a_method_of_its_section():
+    """The command line could not set it: an attribute of ConfigDict comes before a key."""
+    for config in (get_config("miner"), dmc.get_config("walker_walk"), table.get_config()):
+        names = [part for key in flatten(config.to_dict()) for part in key.split(".")]
+        assert not [name for name in names if hasattr(ml_collections.ConfigDict, name)]

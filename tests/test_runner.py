@@ -207,10 +207,10 @@ def test_two_processes_learn_the_same_as_one(alone_and_in_pair, part):
         {name: np.array(x) for name, x in one.items() if name.startswith(f"['{part}']")}
         for one in alone_and_in_pair
     )
-    assert list(found) == list(expected)
+    assert list(found) == list(expected) != []
     assert part == "frames" or any("opt_state" in name for name in found)
     differ = {name: eight_devices.difference(x, expected[name]) for name, x in found.items()}
-    assert not {name: x for name, x in differ.items() if x > 1e-4}
+    assert not {name: x for name, x in differ.items() if not x <= 1e-4}
 
 
 def test_a_host_that_waits_in_vain_says_so():
