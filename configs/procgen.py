@@ -152,6 +152,9 @@ def _decoder() -> Config:
     decoder.learning_rate = 1e-3
     decoder.weight_decay = 0.01
     decoder.label_smoothing = 0.0
+    # divide the decoder's logits by the temperature that makes its labels likeliest given the
+    # latent policy's guesses
+    decoder.calibrate = False
     return decoder
 
 
@@ -271,7 +274,7 @@ def _small(config: Config) -> None:
     config.latent_policy.steps = 6000
     config.supervised_idm.steps, config.supervised_idm.rows = 2000, 64
     config.supervised_idm.learning_rate = 1e-3
-    config.decoder.labels = (16, 64, 256, 1024, 4096)
+    config.decoder.labels, config.decoder.calibrate = (16, 64, 256, 1024, 4096), True
     for ppo in (config.online, config.scratch):
         ppo.frames, ppo.envs = 102_400, 32
     online, end = config.online, (102_400.0, 0.0)

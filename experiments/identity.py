@@ -13,6 +13,7 @@ LATER = {
     "idm.pool": False,
     "policy.pool": False,
     "expert_policy.pool": False,
+    "decoder.calibrate": False,
 }
 # Keys that went, with the value that is now the only one.
 GONE = {"latent_action.roll": False}

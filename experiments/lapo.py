@@ -34,6 +34,7 @@ from experiments.lapo_job import (
     cloning_actor,
     data_parallel,
     decoded_actor,
+    decoding,
     describe,
     draw_windows,
     online_actor,
@@ -236,7 +237,6 @@ def _decoders(job: Job, labels: tuple[int, ...]) -> None:
     """
     model, decoder, settings = job.program.model, job.program.decoder, job.program.decoding
     idm = runner.local(job.session.state["latent_action"]).params
-    policy = runner.local(job.session.state["latent_policy"]).params
     z = evaluate.latents(model, idm, job.train, job.labelled)
     heldout = evaluate.latents(model, idm, job.test, job.unseen), job.test.action[job.unseen]
     actor = decoded_actor(job)
@@ -244,10 +244,11 @@ def _decoders(job: Job, labels: tuple[int, ...]) -> None:
         lambda params: decode.decoder_loss(decoder, params, *heldout, smoothing=0.0)[1]["accuracy"]
     )
 
-    def measure(state: decode.DecoderState) -> Metrics:
+    def measure(state: decode.DecoderState, count: int) -> Metrics:
         metrics = {"heldout_accuracy": float(score(state.params))}
         if int(state.step) == settings.steps:
-            metrics |= returns_of(job, actor, {"policy": policy, "decoder": state.params})
+            params, calibration = decoding(job, state.params, count)
+            metrics |= calibration | returns_of(job, actor, params)
         return metrics
 
     step = runner.data_parallel(decode.make_step(decoder, settings, job.mesh.size), job.mesh)
@@ -259,7 +260,7 @@ def _decoders(job: Job, labels: tuple[int, ...]) -> None:
             shared=runner.replicate(latents, job.mesh),
             sharded=None,
             total=settings.steps,
-            evaluate=measure,
+            evaluate=functools.partial(measure, count=count),
             shown=("loss", "accuracy"),
         )
 

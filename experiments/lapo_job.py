@@ -111,6 +111,21 @@ def decoded_actor(job: Job) -> play.Actor:
     return play.make_actor(logits, job.run.config.evaluation.temperature)
 
 
+def decoding(
+    job: Job, decoder: Any, count: int
+) -> tuple[dict[str, Any], Metrics]:
+    """Parameters of `decoded_actor` for the decoder of so many labels, calibrated if asked for."""
+    policy = runner.local(job.session.state["latent_policy"]).params
+    if not job.run.config.decoder.calibrate:
+        return {"policy": policy, "decoder": decoder}, {}
+    labelled = job.labelled[:count]
+    guess = evaluate.guesses(job.program.policy, policy, job.train, labelled)
+    decoder, temperature = decode.calibrate(
+        job.program.decoder, decoder, guess, job.train.action[labelled]
+    )
+    return {"policy": policy, "decoder": decoder}, {"temperature": float(temperature)}
+
+
 def online_actor(job: Job, network: ActorCritic) -> play.Actor:
     """The policy that PPO trained, with its supervised head if it has one."""
     logits = lambda params, frames: network.apply({"params": params}, frames)[0]

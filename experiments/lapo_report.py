@@ -17,6 +17,7 @@ from experiments.lapo_job import (
     classes,
     cloning_actor,
     decoded_actor,
+    decoding,
     describe,
     probe,
     returns_of,
@@ -166,10 +167,11 @@ def _draw_latents(job: Job) -> None:
 def video(job: Job) -> None:
     """A video of the policy with most labels, or of behaviour cloning where there is no decoder."""
     state = {phase: runner.local(part) for phase, part in job.session.state.items()}
-    decoder = f"decoder_{max(job.run.config.decoder.labels)}"
+    count = max(job.run.config.decoder.labels)
+    decoder = f"decoder_{count}"
     if decoder in state:
         actor = decoded_actor(job)
-        params = {"policy": state["latent_policy"].params, "decoder": state[decoder].params}
+        params, _ = decoding(job, state[decoder].params, count)
     elif "cloning" in state:
         actor, params = cloning_actor(job), state["cloning"].params
     else:

@@ -174,6 +174,25 @@ def test_a_decoder_learns_a_known_mapping():
     jax.tree.map(np.testing.assert_array_equal, nothing, untrained)
 
 
+@pytest.mark.parametrize("units", [(), (6,)])
+def test_calibration_finds_how_certain_a_decoder_may_be(units):
+    """Labels are drawn at a temperature of 4; what a decoder prefers stays as it is."""
+    decoder = Decoder(units, ACTIONS)
+    params = jax.device_get(decoder.init(jax.random.key(0), jnp.zeros((1, 2)))["params"])
+    rng = np.random.default_rng(0)
+    last = params[f"Dense_{len(units)}"]
+    last["kernel"] = 5.0 * rng.standard_normal(last["kernel"].shape).astype(np.float32)
+    last["bias"] = rng.standard_normal(ACTIONS).astype(np.float32)
+    z = rng.standard_normal((4000, 2)).astype(np.float32)
+    logits = decoder.apply({"params": params}, z)
+    action = decode.choose(logits, jax.random.key(1), temperature=4.0)
+    found, temperature = decode.calibrate(decoder, params, z, action)
+    assert 3.5 < temperature < 4.6
+    cooled = decoder.apply({"params": found}, z)
+    np.testing.assert_allclose(cooled, logits / temperature, rtol=1e-4, atol=1e-4)
+    assert jax.tree.structure(found) == jax.tree.structure(params)
+
+
 def test_smoothed_labels_by_hand():
     decoder = Decoder((), 2)
     params = {"Dense_0": {"kernel": np.array([[1.0, -1.0]], np.float32),

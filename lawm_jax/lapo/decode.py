@@ -21,6 +21,8 @@ from lawm_jax.lapo.learner import Metrics, Params
 from lawm_jax.runner import AXIS, row_keys
 from lawm_jax.vision import FrameNetwork, scale
 
+TEMPERATURES = (0.25, 64.0, 65)  # from, to, how many: eight for each doubling
+
 
 class Decoder(nn.Module):
     """ReLU layers from z to action logits: [..., Z] -> [..., actions]; starts uniform."""
@@ -222,6 +224,33 @@ def decoded_logits(
     """
     z = policy.apply({"params": params["policy"]}, scale(observation))
     return decoder.apply({"params": params["decoder"]}, z)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def calibrate(
+    decoder: Decoder, params: Params, guess: jax.Array, action: jax.Array
+) -> tuple[Params, jax.Array]:
+    """Divides a decoder's logits by the temperature that makes labels likeliest given the policy.
+
+    Temperature scaling (Guo et al., 2017). A decoder of few labels is certain of them, and so of
+    what it makes of a latent policy's guesses, which it has not seen: the policy it gives hardly
+    draws its actions, and stays in the loops it runs into.
+
+    Args:
+      guess: [N, Z] the latent policy's guesses for the labelled transitions.
+      action: [N] their true actions.
+
+    Returns:
+      Parameters of the same structure, and the temperature, one of TEMPERATURES.
+    """
+    logits = decoder.apply({"params": params}, guess)
+    temperatures = jnp.geomspace(*TEMPERATURES)
+    error = jax.vmap(lambda temperature: jnp.mean(
+        optax.softmax_cross_entropy_with_integer_labels(logits / temperature, action)
+    ))(temperatures)
+    temperature = temperatures[jnp.argmin(error)]
+    last = f"Dense_{len(decoder.units)}"
+    return params | {last: jax.tree.map(lambda x: x / temperature, params[last])}, temperature
 
 
 def choose(logits: jax.Array, key: jax.Array, temperature: float) -> jax.Array:

@@ -200,11 +200,18 @@ def _probe(inputs: jax.Array, labels: jax.Array, scored: jax.Array, classes: int
     return jnp.argmax(scored @ params["kernel"] + params["bias"], -1)
 
 
+def guesses(
+    policy: FrameNetwork, params: Params, frames: FrameArrays, steps: np.ndarray
+) -> np.ndarray:
+    """What a policy's network says of the current frames of the windows of the given steps."""
+    return in_chunks(functools.partial(_policy, policy, params), frames, steps)
+
+
 def latent_policy_metrics(
     policy: FrameNetwork, params: Params, frames: FrameArrays, steps: np.ndarray, z: np.ndarray
 ) -> dict[str, float]:
     """Error of the latent policy's guess of z [M, Z], and the share of z's variance it explains."""
-    guess = in_chunks(functools.partial(_policy, policy, params), frames, steps)
+    guess = guesses(policy, params, frames, steps)
     error, variance = np.mean((guess - z) ** 2), np.mean(z.var(0))
     return {
         "latent_policy_error": float(error),
@@ -217,7 +224,7 @@ def cloning_accuracy(
     merge: Sequence[int] | None = None,
 ) -> dict[str, float]:
     """How often behaviour cloning's best action is the true one."""
-    logits = in_chunks(functools.partial(_policy, policy, params), frames, steps)
+    logits = guesses(policy, params, frames, steps)
     return _accuracy("cloning", logits, frames.action[steps], merge)
 
 
