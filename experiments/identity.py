@@ -52,7 +52,8 @@ def same_config(kept: Mapping[str, Any], config: Mapping[str, Any]) -> bool:
     """Whether a kept result is of this config.
 
     Keys that came after it was kept count as equal, those of LATER where the config has the value
-    that their absence stands for. Where a shared world model was found does not matter.
+    that their absence stands for; keys of GONE are passed over where they have theirs. Where a
+    shared world model was found does not matter.
     """
     now = flatten(config)
     before = {key: value for key, value in LATER.items() if key in now} | flatten(kept)

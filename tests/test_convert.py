@@ -130,8 +130,9 @@ def test_hdf5_episode_cut_between_files_becomes_two_aligned_pieces(tmp_path):
     write_hdf5(tmp_path / "0.hdf5", {key: array[:9] for key, array in whole.items()})
     write_hdf5(tmp_path / "1.hdf5", {key: array[9:] for key, array in whole.items()})
     trajectories = list(convert.read_vd4rl(tmp_path, KEYS))
-    for trajectory, (steps, first) in zip(trajectories, [(5, 0), (2, 100), (2, 103)], strict=True):
-        check(trajectory, steps, first)
+    assert [trajectory.length for trajectory in trajectories] == [5, 2, 2]
+    for trajectory, first in zip(trajectories, (0, 100, 103), strict=True):
+        check(trajectory, trajectory.length, first)
 
 
 def test_hdf5_without_marks_or_without_h5py(tmp_path, monkeypatch):

@@ -66,7 +66,11 @@ def test_fingerprint_sees_every_float_the_order_and_the_labels():
 
 def test_valid_trajectories_pass():
     validate([make(), make(7), make(labelled=False)], where="x", observation_size=3, action_size=2)
-    validate([changed(make(), "action", 0, 1 + 5e-6)], where="x")  # rounding
+    rounded, beyond = ([changed(make(), "action", 0, 1 + by)] for by in (5e-6, 5e-3))
+    validate(rounded, where="x")
+    with pytest.raises(InputError):
+        validate(beyond, where="x")
+    assert rounded[0].action.max() > 1  # which passed all the same
 
 
 @pytest.mark.parametrize(
