@@ -252,7 +252,7 @@ def _collect() -> Config:
 
 def _small(config: Config) -> None:
     data = config.data
-    data.train_frames, data.test_frames, data.num_envs = 200_000, 20_000, 16
+    data.train_frames, data.test_frames, data.num_envs = 400_000, 20_000, 16
     data.max_frames = 400_000  # 4.9 GB a split
     config.idm.channels, config.idm.multiplier, config.idm.blocks = (64,), 1, (1,)
     config.idm.patch, config.idm.pool = 8, True
