@@ -214,7 +214,8 @@ def _conclude(child: _Running, place: Place) -> bool:
         except InputError as error:
             print(f"{job.name}: FAILED: {error}", flush=True)
             return False
-        print(f"{job.name}: done in {minutes:.1f} minutes, {kept}", flush=True)
+        files = ", ".join(str(path) for path in kept)
+        print(f"{job.name}: done in {minutes:.1f} minutes, {files}", flush=True)
         return True
     if code == STOPPED:
         print(f"{job.name}: stopped after saving", flush=True)
