@@ -17,6 +17,7 @@ import shlex
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     from etils import epath
 
 DONE, FAILED, BAD_INPUT, STOPPED = 0, 1, 2, 75
+LOOKS, BETWEEN_LOOKS = 10, 0.5  # seconds; a shared disk may show a file late
 
 
 class Stopped(Exception):
@@ -108,7 +110,7 @@ def _run(main: Callable[[Run], None], argv: list[str]) -> int:
     bucket.connect(parsed.data_dir)
     workdir = Workdir(parsed.workdir or f"runs/{experiment}/{parsed.run_name()}")
     config = json.loads(parsed.config.to_json_best_effort())
-    several = _connect(parsed.distributed, json.dumps(config, sort_keys=True))
+    several = _connect(parsed, experiment, json.dumps(config, sort_keys=True))
     with contextlib.ExitStack() as held:
 
         def claim() -> None:
@@ -119,12 +121,12 @@ def _run(main: Callable[[Run], None], argv: list[str]) -> int:
         else:
             claim()
             writes = True
-        finished = workdir.finished()
-        if finished and writes:
-            print(f"{workdir} is finished:\n\n{summary(workdir.results())}")
-        if finished and not parsed.render:
-            return DONE
         try:
+            finished = _finished_for_all(workdir) if several else workdir.finished()
+            if finished and writes:
+                print(f"{workdir} is finished:\n\n{summary(workdir.results())}")
+            if finished and not parsed.render:
+                return DONE
             return _start(main, parsed, experiment, workdir, argv)
         except InputError:
             if writes:
@@ -132,14 +134,26 @@ def _run(main: Callable[[Run], None], argv: list[str]) -> int:
             raise
 
 
-def _connect(distributed: str, config: str) -> bool:
-    """Connects the hosts, where there are several, and checks that they run the same thing."""
+def _connect(parsed: command_line.CommandLine, experiment: str, config: str) -> bool:
+    """Connects the hosts, where there are several, and checks that they run the same thing.
+
+    Whatever decides what a host does next: where one leaves, the others would wait for it.
+    """
     from lawm_jax import runner
 
-    if not runner.connect(distributed):
+    if not runner.connect(parsed.distributed):
         return False
     _start_jax()
-    runner.require_equal(config, "config: start the same command on all of them")
+    decisive = {
+        "experiment": experiment,
+        "config": config,
+        "--workdir": parsed.workdir or parsed.run_name(),
+        "--data_dir": parsed.data_dir,
+        "--render": parsed.render,
+        "--profile": parsed.profile,
+    }
+    for name, value in decisive.items():
+        runner.require_equal(str(value), f"{name}: start the same command on all of them")
     return True
 
 
@@ -150,6 +164,27 @@ def _on_main(work: Callable[[], None]) -> bool:
     writes = runner.is_main()
     runner.all_or_none(work if writes else lambda: None)
     return writes
+
+
+def _finished_for_all(workdir: Workdir) -> bool:
+    """Whether the run that process 0 has just claimed is finished, as that process sees it.
+
+    Raises:
+      InputError: another host does not see the claim, so the directory is another one there.
+    """
+    from lawm_jax import runner
+
+    for look in range(LOOKS):
+        time.sleep(BETWEEN_LOOKS if look else 0)
+        if runner.is_equal(runner.all_or_none(workdir.claimant)):
+            break
+    else:
+        raise InputError(
+            f"the hosts of this run see different directories at {workdir}: give a --workdir that "
+            "all of them share, on a disk or as gs://BUCKET/FOLDER"
+        )
+    finished = runner.all_or_none(lambda: runner.is_main() and workdir.finished())
+    return runner.on_any_process(finished)
 
 
 def _start(

@@ -40,7 +40,8 @@ class Session:
         self._checkpoints = Checkpoints(run.address / "checkpoints")
         restored = self._checkpoints.restore(state)
         extra = restored.extra if restored else {}
-        if restored is None and (run.workdir / "results.json").exists():
+        results = self._main and (run.workdir / "results.json").exists()
+        if runner.on_any_process(restored is None and results):
             raise InputError(
                 f"{run.address} is finished, but its checkpoints are gone: nothing can be rendered "
                 "from it; choose another --workdir to train again"

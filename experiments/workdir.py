@@ -38,6 +38,7 @@ class Workdir:
     def __init__(self, name: str) -> None:
         """Raises InputError where the name is an address that cannot be used."""
         self._remote = "://" in name
+        self._token = f"{socket.gethostname()} process {os.getpid()} ({uuid.uuid4().hex[:8]})"
         if not self._remote:
             self.path = Path(name)
             self.address = str(self.path)
@@ -47,7 +48,6 @@ class Workdir:
         if not re.fullmatch(r"gs://[^/]+(/(?!\.\.?(/|$))[^/]+)+", self.address):
             raise InputError(f"--workdir={name}: name a folder in the bucket, gs://BUCKET/FOLDER")
         self.path = Path("runs", "gs", self.address.removeprefix("gs://"))
-        self._token = f"{socket.gethostname()} process {os.getpid()} ({uuid.uuid4().hex[:8]})"
         self._published: dict[str, tuple[int, int]] = {}
 
     def __str__(self) -> str:
@@ -79,8 +79,20 @@ class Workdir:
             raise
         return lock
 
+    def claimant(self) -> str:
+        """Which start of which process claimed it last, as this host sees it; every host may ask.
+
+        Raises TrainingError where the bucket cannot be read.
+        """
+        if self._remote:
+            return self._owner()
+        try:
+            return (self.path / LOCK).read_text().partition("\n")[2]
+        except OSError:
+            return ""
+
     def finished(self) -> bool:
-        """Whether the run has written its results; every host may ask."""
+        """Whether the run has written its results."""
         if self._remote:
             return bucket.exists(f"{self.address}/{RESULTS}")
         return (self.path / RESULTS).exists()
@@ -134,12 +146,13 @@ class Workdir:
         except BlockingIOError:
             lock.seek(0)
             raise InputError(
-                f"work directory {self} is in use by process {lock.read().strip()}; "
+                f"work directory {self} is in use by process {lock.readline().strip()}; "
                 "wait for it, or choose another --workdir"
             ) from None
         lock.truncate(0)
-        lock.write(f"{os.getpid()}\n")
+        lock.write(f"{os.getpid()}\n{self._token}\n")
         lock.flush()
+        os.fsync(lock.fileno())  # a shared disk shows other hosts nothing of an open file before
         return lock
 
     def _is_of(self, identity: dict[str, Any]) -> bool:

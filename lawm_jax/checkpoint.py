@@ -16,7 +16,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
 
-from lawm_jax import bucket
+from lawm_jax import bucket, runner
 from lawm_jax.errors import InputError, TrainingError, first_line
 
 KEEP = 2  # the newest, and the one before it should the newest be damaged
@@ -103,9 +103,12 @@ class Checkpoints:
 
         template: a pytree of arrays, or of jax.ShapeDtypeStruct with shardings, of the structure,
           shapes and dtypes that were saved; the result is placed on devices as the template is.
-        Raises InputError where the checkpoint is damaged or of another structure.
+        Raises InputError where the checkpoint is damaged or of another structure, or where the
+        hosts of a run do not see the same one.
         """
         steps = sorted(self._manager.all_steps())
+        # Orbax's barriers would wait for a host that finds none, and restore two states as one.
+        runner.require_equal(str(steps[-1:]), f"checkpoints in {self.directory}")
         if not steps:
             return None
         step = steps[-1]

@@ -127,12 +127,17 @@ def all_or_none(work: Callable[[], T]) -> T:
     return result
 
 
-def require_equal(text: str, what: str) -> None:
-    """Raises InputError unless the text is the same on every process."""
+def is_equal(text: str) -> bool:
+    """Whether the text is the same on every process; all get the same answer."""
     if jax.process_count() == 1:
-        return
+        return True
     digest = np.frombuffer(hashlib.sha256(text.encode()).digest(), np.uint8)
-    if np.ptp(multihost_utils.process_allgather(digest), axis=0).any():
+    return not np.ptp(multihost_utils.process_allgather(digest), axis=0).any()
+
+
+def require_equal(text: str, what: str) -> None:
+    """Raises InputError, on all of them, unless the text is the same on every process."""
+    if not is_equal(text):
         raise InputError(f"the hosts of this run do not have the same {what}")
 
 

@@ -1,72 +1,149 @@
-"""Run by test_lapo_devices.py with four forced host devices; prints largest differences as JSON."""
+"""Run by test_lapo_devices.py with eight forced host devices; prints largest differences as JSON.
+
+Adam's first updates are the gradients' signs, which rounding decides where a gradient is nearly
+zero. Its epsilon is 1 here, so that updates are in proportion and can be compared closely; with
+learning rates of 1 they are not lost in the rounding of the parameters that they are added to.
+"""
 
 import dataclasses
+import functools
 import json
 
 import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
 from eight_devices import difference
 from lapo_small import SIDE, TRAINING, VQ, make_model, noise_frames
-from test_ppo import ENCODER, make_config, make_rollout, make_update
+from test_ppo import DECODER, ENCODER, make_config, make_rollout, make_update
 
 from lawm_jax import runner
 from lawm_jax.data.frames import window_steps, windows_at
-from lawm_jax.lapo import learner
+from lawm_jax.lapo import decode, imitation, learner
+from lawm_jax.lapo.decode import Decoder, Latents
 from lawm_jax.online import ppo
 from lawm_jax.online.ppo import ActorCritic
+from lawm_jax.vision import FrameNetwork
 
-DEVICES, ROWS, STEPS = 4, 8, 2
-SHAPE = (SIDE, SIDE, 3)
+DEVICES, ROWS, STEPS = 8, 8, 2
+SHAPE, ACTIONS = (SIDE, SIDE, 3), 15
+LAPO = dataclasses.replace(TRAINING, rows=ROWS, learning_rate=1.0, learning_rate_start=1.0)
 MODEL = make_model(  # with batch normalisation, and codes that restart
     published=True, vq=dataclasses.replace(VQ, initial_count=0.5, restart_below=0.503),
 )
 
 
-def stage_one(devices):
-    """Two steps on one global batch of different windows, shared out among the devices."""
+def windows():
+    """One global batch of different windows."""
     frames = noise_frames(lengths=(5, 3, 6))
-    windows = windows_at(frames, window_steps(frames.episode)[:ROWS])
-    learner.draw = lambda state, shard, rows, shift: (shard, shard)
-    return run(
-        learner.make_step(MODEL, TRAINING, devices),
-        learner.init(MODEL, TRAINING, SHAPE, 0), windows, devices, STEPS,
-    )
+    return windows_at(frames, window_steps(frames.episode)[:ROWS])
 
 
-def online(devices):
-    """Two updates on one rollout of eight environments, shared out among the devices."""
-    network, config = ActorCritic(ENCODER, 3), make_config()
+# Each is (step for so many devices, fresh state, shared input, batch of all devices).
+
+
+def stage_one():
+    make = functools.partial(learner.make_step, MODEL, LAPO)
+    return make, learner.init(MODEL, LAPO, SHAPE, 0), None, windows()
+
+
+def cloning():
+    network = FrameNetwork(ENCODER, ACTIONS)
+    make = functools.partial(imitation.make_step, imitation.cloning_loss(network), LAPO)
+    return make, imitation.init(network, LAPO, SHAPE, 0), None, windows()
+
+
+def supervised_idm():
+    network = FrameNetwork(ENCODER, ACTIONS)
+    loss = imitation.supervised_idm_loss(network, differences=True)
+    make = functools.partial(imitation.make_step, loss, LAPO)
+    return make, imitation.init(network, LAPO, (SIDE, SIDE, 9), 0), None, windows()
+
+
+def decoder():
+    """Every device holds all labels, and draws its rows of the global batch."""
+    network, config = Decoder((6,), 3), dataclasses.replace(DECODER, learning_rate=1.0)
+    z = np.random.default_rng(0).standard_normal((12, 4)).astype(np.float32)
+    latents = Latents(z, np.arange(12, dtype=np.int32) % 3, np.int32(11))
+    make = functools.partial(decode.make_step, network, config)
+    return make, decode.init(network, config, 4, 0), latents, None
+
+
+def mapped(devices, make, fresh, shared, batch):
+    """(state, metrics) after STEPS on the batch, shared out among so many devices."""
+    mesh = runner.make_mesh(jax.devices()[:devices])
+    run = runner.data_parallel(make(devices), mesh)
+    state, shared = runner.replicate((fresh, shared), mesh)
+    return jax.device_get(run(state, shared, runner.shard(batch, mesh), steps=STEPS))
+
+
+def by_pmap(make, fresh, shared, batch):
+    """The same by jax.pmap; every device's answer, on a leading axis."""
+    step = jax.pmap(make(DEVICES), runner.AXIS, in_axes=(0, None, 0))
+    state = jax.tree.map(lambda x: jnp.stack([x] * DEVICES), fresh)
+    local = jax.tree.map(lambda x: x.reshape(DEVICES, -1, *x.shape[1:]), batch)
+    metrics = []
+    for _ in range(STEPS):
+        state, part = step(state, shared, local)
+        metrics.append(part)
+    return jax.device_get((state, jax.tree.map(lambda *x: jnp.stack(x, 1), *metrics)))
+
+
+def online(devices, network, config, fresh):
+    """An update on one rollout of eight environments: (state, metrics, what the policy does)."""
     rollout = make_rollout()
     weight = rollout.weight.copy()
-    weight[0] = 0  # devices with different numbers of real steps
+    weight[0] = 0  # one device has no real step
     mesh = runner.make_mesh(jax.devices()[:devices])
-    state = runner.replicate(ppo.init(network, config, SHAPE, 0), mesh)
+    state = runner.replicate(fresh, mesh)
     rollout = runner.shard(rollout._replace(weight=weight), mesh)
     act = runner.map_rows(ppo.make_act(network, config, devices), mesh)
     acted = jax.device_get(act((state, 0), rollout.inputs[:, 0])[1])
-    update = make_update(network, config, devices)
-    for _ in range(STEPS):
-        state, metrics = update(state, rollout)
-    return *jax.device_get((state, metrics)), acted
+    return *jax.device_get(make_update(network, config, devices)(state, rollout)), acted
 
 
-def run(step, state, batch, devices, steps):
-    mesh = runner.make_mesh(jax.devices()[:devices])
-    mapped = runner.data_parallel(step, mesh)
-    out = mapped(runner.replicate(state, mesh), None, runner.shard(batch, mesh), steps=steps)
-    return jax.device_get(out)
+def compare(found, expected, fresh):
+    """Largest difference of any leaf: of parameters by what changed, of gradients by Adam's means.
+
+    A bias before a batch normalisation has no gradient but rounding, which `difference` passes.
+    """
+    def parts(state, *others):
+        mu, nu = (optax.tree.get(state.opt_state, name) for name in ("mu", "nu"))
+        return {
+            "parameters": jax.tree.map(np.subtract, state.params, fresh.params),
+            "gradients": jax.tree.map(lambda x: x / 0.1, mu),
+            "squares": jax.tree.map(lambda x: np.sqrt(x / 0.001), nu),
+            "rest": state.replace(params=None, opt_state=None),
+            "metrics": others,
+        }
+
+    found, expected = parts(*found), parts(*expected)
+    return {name: difference(found[name], expected[name]) for name in expected}
+
+
+def main():
+    assert jax.device_count() == DEVICES
+    learner.draw = lambda state, shard, rows, shift: (shard, shard)
+    adam = optax.scale_by_adam
+    optax.adamw = functools.partial(optax.adamw, eps=1.0)
+    optax.scale_by_adam = lambda eps: adam(eps=1.0)
+    found = {}
+    for case in (stage_one, cloning, supervised_idm, decoder):
+        make, fresh, shared, batch = case()
+        fresh = jax.device_get(fresh)  # a copy: train states are donated
+        many, one = (mapped(n, make, fresh, shared, batch) for n in (DEVICES, 1))
+        found[case.__name__] = compare(many, one, fresh)
+        if case is stage_one:
+            each = by_pmap(make, fresh, shared, batch)
+            of = lambda i, each=each: jax.tree.map(lambda x: x[i], each)
+            every = [compare(of(i), many, fresh) for i in range(DEVICES)]
+            found["pmap"] = {name: max(one[name] for one in every) for name in every[0]}
+    network, config = ActorCritic(ENCODER, 3), make_config(learning_rate=1.0)
+    fresh = jax.device_get(ppo.init(network, config, SHAPE, 0))
+    many, one = (online(n, network, config, fresh) for n in (DEVICES, 1))
+    found["ppo"] = compare(many, one, fresh)
+    print(json.dumps(found))
 
 
 if __name__ == "__main__":
-    assert jax.device_count() == DEVICES
-    (many, many_metrics), (one, one_metrics) = stage_one(DEVICES), stage_one(1)
-    found = {
-        name: difference(getattr(many, name), getattr(one, name))
-        for name in ("opt_state", "batch_stats", "codebook", "copy_error")
-    }
-    found["metrics"] = difference(many_metrics, one_metrics)
-    (many, many_metrics, many_acted), (one, one_metrics, one_acted) = online(DEVICES), online(1)
-    found["ppo params"] = difference(many.params, one.params)
-    found["ppo rewards"] = difference(many.rewards, one.rewards)
-    found["ppo actions"] = difference(many_acted, one_acted)
-    found["ppo metrics"] = difference(many_metrics, one_metrics)
-    print(json.dumps(found))
+    main()

@@ -2,13 +2,14 @@
 
 import json
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
 
 
-def start(script, *args, devices, **environment):
-    """Starts a script of this folder with forced host devices.
+def start(script, *args, devices, cwd=None, **environment):
+    """Starts a script of this folder with forced host devices, in the directory `cwd`.
 
     Compilation is what takes the time, and optimised programs take twice as long.
     """
@@ -16,12 +17,26 @@ def start(script, *args, devices, **environment):
     root = Path(__file__).parent.parent
     return subprocess.Popen(
         [sys.executable, script.__file__, *map(str, args)],
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=cwd,
         env=os.environ | {
             "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(root),
             "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
         } | environment,
     )
+
+
+def start_pair(script, *args, devices, own=((), ()), cwds=(None, None)):
+    """Starts it as the two processes of one run, each with arguments and a directory of its own."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        address = f"localhost:{free.getsockname()[1]}"
+    return [
+        start(
+            script, *args, *own[i], devices=devices, cwd=cwds[i], JAX_COORDINATOR_ADDRESS=address,
+            JAX_NUM_PROCESSES="2", JAX_PROCESS_ID=str(i),
+        )
+        for i in range(2)
+    ]
 
 
 def output(process):

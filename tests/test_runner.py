@@ -4,7 +4,6 @@ import dataclasses
 import functools
 import json
 import os
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -14,7 +13,7 @@ import jax
 import numpy as np
 import pytest
 import two_processes
-from processes import output, start
+from processes import output, start, start_pair
 from small import make_elbo, make_model, make_trajectory
 
 from lawm_jax import runner
@@ -184,16 +183,7 @@ def alone_and_in_pair(tmp_path_factory, shared_compilation):
     """What tests/two_processes.py finds: on four devices of one process, on two of each of two."""
     place = tmp_path_factory.mktemp("processes")
     alone = start(two_processes, place / "alone", devices=4)
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        address = f"localhost:{free.getsockname()[1]}"
-    pair = [
-        start(
-            two_processes, place / "pair", devices=2, JAX_COORDINATOR_ADDRESS=address,
-            JAX_NUM_PROCESSES="2", JAX_PROCESS_ID=str(i),
-        )
-        for i in range(2)
-    ]
+    pair = start_pair(two_processes, place / "pair", devices=2)
     expected = output(alone)
     _, err = pair[1].communicate(timeout=600)
     assert pair[1].returncode == 0, err

@@ -3,42 +3,26 @@
 The run is a counter that is trained, saved and logged as any other phase.
 """
 
+import functools
 import json
 import shutil
 import signal
 from pathlib import Path
-from typing import NamedTuple
 
-import jax
-import jax.numpy as jnp
-import numpy as np
+import counting
 import pytest
 
-from experiments import launch, outcome
-from experiments.training import Session
-from lawm_jax import runner
-from lawm_jax.errors import InputError, TrainingError
+from experiments import launch
+from lawm_jax.errors import TrainingError
 
-CONFIG = """
-import ml_collections
-
-def get_config():
-    schedule = {"steps_per_call": 2, "checkpoint_every": 4, "evaluate_every": 2}
-    return ml_collections.ConfigDict({"seed": 0, "task": "count", "run": schedule}).lock()
-"""
 STAGING = Path("runs/gs")
-
-
-class Counter(NamedTuple):
-    step: jax.Array
-    value: jax.Array
 
 
 @pytest.fixture(autouse=True)
 def in_temporary_directory(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path / "cache"))
-    (tmp_path / "toy.py").write_text(CONFIG)
+    (tmp_path / "toy.py").write_text(counting.CONFIG)
     handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
     yield
     for number, handler in handlers.items():
@@ -47,30 +31,7 @@ def in_temporary_directory(tmp_path, monkeypatch):
 
 def start(workdir, *args, at=None, event=None):
     """Counts to 12 in this process; `event(run)` happens at the evaluation at that step."""
-
-    def main(run):
-        if run.config.task == "unknown":
-            raise InputError("task 'unknown' is not known")
-        mesh = runner.make_mesh()
-        state = {"count": runner.replicate(Counter(jnp.int32(0), jnp.float32(1)), mesh)}
-        session = Session(run, state, "fingerprint")
-
-        def step(state, shared, local):
-            after = Counter(state.step + 1, jnp.sin(state.value) + state.step)
-            return after, {"value": after.value}
-
-        def evaluate(state):
-            if int(state.step) == at:
-                event(run)
-            return {"double": float(2 * state.value)}
-
-        session.train(
-            "count", runner.data_parallel(step, mesh), None,
-            runner.shard(np.zeros((mesh.size, 1)), mesh), 12, evaluate, (),
-        )
-        session.close()
-        outcome.conclude(run, lambda: outcome.finish(run, session, {}), lambda: None)
-
+    main = functools.partial(counting.count, at=at, event=event)
     with pytest.raises(SystemExit) as exit_:
         launch.run(main, ["toy.py", "--config=toy.py", f"--workdir={workdir}", *args])
     return exit_.value.code
