@@ -7,15 +7,13 @@ preset's networks; a figure is the fastest of a few repetitions. The networks us
 which is XLA's: this says what another formulation would bring on this device.
 """
 
-import argparse
 import math
 from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 
-from benchmarks import flops
-from benchmarks.step_time import Row, table, write_json
+from benchmarks import flops, report
 from benchmarks.timing import fastest
 
 REPETITIONS = 8
@@ -71,7 +69,7 @@ def measure(
     formulation: Callable[[jax.Array, jax.Array], jax.Array],
     shape: tuple[int, int, int, int],
     matmul_rate: float,
-) -> Row:
+) -> report.Row:
     """Times the gradients of one formulation on a map [B, H, W, C] with C outputs."""
     channels = shape[-1]
     x = jax.random.normal(jax.random.key(0), shape)
@@ -89,19 +87,17 @@ def measure(
     }
 
 
+@report.command
 def main() -> None:
     """Reads the command line, measures, prints a table and writes the JSON file."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--json", help="file to write {device, rows} to")
-    arguments = parser.parse_args()
+    arguments = report.parser(__doc__).parse_args()
+    report.check(arguments)
     rate = flops.matmul_rate()
     measured = [measure(way, shape, rate) for shape in SHAPES for way in FORMULATIONS]
     device = f"{jax.device_count()} x {jax.devices()[0].device_kind}"
-    print(table(device, measured, COLUMNS))
+    print(report.table(device, measured, COLUMNS))
     if arguments.json:
-        write_json(arguments.json, device, measured, matmul_gflops=rate / 1e9)
+        report.write_json(arguments.json, device, measured, matmul_gflops=rate / 1e9)
 
 
 if __name__ == "__main__":

@@ -8,13 +8,12 @@ trajectories in common, and each part's observations are thinned to the same num
 set is measured beside the parts of the others.
 """
 
-import argparse
 import json
-import sys
 from pathlib import Path
 
 import numpy as np
 
+from benchmarks import report
 from lawm_jax.coverage import coverage
 from lawm_jax.data.shards import read_dataset
 from lawm_jax.data.trajectory import Trajectory
@@ -71,31 +70,25 @@ def _read(spec: str) -> tuple[str, list[Trajectory]]:
     return name, list(dataset.trajectories)
 
 
+@report.command
 def main() -> None:
     """Reads the command line, measures, prints a table and writes the JSON file."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = report.parser(__doc__)
     parser.add_argument("sets", nargs="+", metavar="NAME=DATA_DIR/TASK/DATASET")
     parser.add_argument("--task", required=True)
     parser.add_argument("--trajectories", type=int, default=128, help="of every set")
     parser.add_argument("--parts", type=int, default=4)
     parser.add_argument("--samples", type=int, default=5000, help="observations of every part")
-    parser.add_argument("--json", help="file to write the figures to")
     arguments = parser.parse_args()
-    try:
-        sets = {"random": random_trajectories(arguments.task, arguments.trajectories, seed=0)}
-        sets |= dict(map(_read, arguments.sets))
-        measured = measure(sets, arguments.trajectories, arguments.parts, arguments.samples)
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+    report.check(arguments)
+    sets = {"random": random_trajectories(arguments.task, arguments.trajectories, seed=0)}
+    sets |= dict(map(_read, arguments.sets))
+    measured = measure(sets, arguments.trajectories, arguments.parts, arguments.samples)
     for name, row in measured.items():
         cells, distance = np.mean(row["cells"]), np.mean(row["log_distance"])
         print(f"{name:20} cells {cells:8.1f} {row['cells']}  mean log distance {distance:.3f}")
     if arguments.json:
-        command = " ".join(["python -m benchmarks.coverage", *sys.argv[1:]])
-        content = {"command": command, "measured": measured}
+        content = {"command": report.command_text(), "measured": measured}
         Path(arguments.json).write_text(json.dumps(content, indent=2) + "\n")
 
 

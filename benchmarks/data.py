@@ -8,9 +8,7 @@ environments are stepped with random actions. Of a game (--config=configs/procge
 the shards hold what its expert does, and windows are drawn on the host, as streamed.
 """
 
-import argparse
 import contextlib
-import sys
 import tempfile
 import time
 from pathlib import Path
@@ -20,11 +18,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from benchmarks.control_steps import random_data
-from benchmarks.step_time import Row, table, write_json
+from benchmarks import report
+from benchmarks.control_steps import labelled_count, random_data
+from benchmarks.report import Row
 from benchmarks.timing import fastest
 from benchmarks.train_steps import of_lapo
-from experiments import command_line
 from experiments.data import expert_of
 from lawm_jax.collect_procgen import Tally, record_episodes
 from lawm_jax.data.frame_shards import read_frames, write_frames
@@ -34,7 +32,6 @@ from lawm_jax.data.trajectory import Trajectory
 from lawm_jax.data.windows import sample_windows
 from lawm_jax.envs.dmc import ControlSuite, task_spec
 from lawm_jax.envs.procgen import NUM_ACTIONS, Procgen
-from lawm_jax.errors import InputError
 from lawm_jax.lawm.methods import resolve
 
 SAMPLES, ENVIRONMENTS, ENVIRONMENT_STEPS = 200, 16, 200
@@ -94,6 +91,7 @@ def control_rows(config: Any) -> list[Row]:
     """Of a control task: trajectories of noise, as the module says."""
     spec = task_spec(config.task)
     program = resolve(config, spec.observation_size, spec.action_size)
+    labelled_count(config)  # it checks the sizes
     count, sizes = config.data.trajectories, program.learner
     arrays = random_data(program, count + 1, count).labelled
     trajectories = [
@@ -159,22 +157,15 @@ COLUMNS = {
 }
 
 
+@report.command
 def main() -> None:
     """Reads the command line, measures, prints a table and writes the JSON file."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--json", help="file to write {device, rows} to")
-    arguments, rest = parser.parse_known_args()
-    try:
-        measured = rows(command_line.parse([sys.argv[0], *rest]).config)
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+    arguments, config = report.parse(report.parser(__doc__))
+    measured = rows(config)
     device = f"{jax.device_count()} x {jax.devices()[0].device_kind}"
-    print(table(device, measured, COLUMNS))
+    print(report.table(device, measured, COLUMNS))
     if arguments.json:
-        write_json(arguments.json, device, measured)
+        report.write_json(arguments.json, device, measured)
 
 
 if __name__ == "__main__":

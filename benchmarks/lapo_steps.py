@@ -6,10 +6,11 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import Mesh, PartitionSpec
+from jax.sharding import Mesh
 
-from benchmarks.train_step import TrainStep, placing
+from benchmarks.train_step import BY_STEP, TrainStep, placing, step_by_step
 from lawm_jax import runner
+from lawm_jax.config_checks import check_counts
 from lawm_jax.data.frames import FrameArrays, FrameShards, FrameWindows, shard_frames
 from lawm_jax.envs.procgen import FRAME, NUM_ACTIONS
 from lawm_jax.lapo import decode, imitation, learner
@@ -22,17 +23,17 @@ EPISODE = 300
 LABELS = 4096
 
 
-def train_steps(
-    config: Any, mesh: Mesh, one_window: bool = False, abstract: bool = False
-) -> list[TrainStep]:
-    """Stage 1, stage 2, the offline decoder, and PPO from scratch and online.
+def train_steps(config: Any, mesh: Mesh, abstract: bool = False) -> list[TrainStep]:
+    """Stage 1, what learns from its windows besides, the decoder, PPO from scratch and online.
 
-    Args:
-      one_window: all windows are one and the same, so that every device draws it from its share.
-      abstract: as in `placing`; the frames are as many as the config's.
+    Streamed windows are the same on any number of devices, and no two of them alike.
+
+    abstract: as in `placing`; the frames are as many as the config's.
     """
     program = program_of(config)
     check_rows(config, mesh)
+    check_counts(config, "data", "train_frames", "max_frames")
+    steps_per_call = config.run.steps_per_call
     put, replicated, sharded = placing(mesh, abstract)
     stage1 = learner.init(program.model, program.latent_action, FRAME, 0)
     frozen = jax.tree.map(np.asarray, {"idm": stage1.params["idm"]})  # the state is donated
@@ -42,18 +43,23 @@ def train_steps(
     if not streamed:
         count = min(config.data.train_frames, config.data.max_frames)
         held = min(count, max(FRAMES, EPISODE * mesh.size))  # an episode a device at least
-        frames = _frames(held, mesh, one_window)
+        frames = _frames(held, mesh)
         if abstract:  # as many as the config has, of which there is no need to have any
             frames = jax.tree.map(lambda x: _longer(x, count // held), frames)
 
     def step(name: str, step: Any, state: Any, shared: Any, rows: int) -> TrainStep:
         mapped = runner.data_parallel(step, mesh, streamed=streamed)
-        by_step = PartitionSpec(None, runner.AXIS)
-        data = put(_windows(rows), by_step) if streamed else put(frames, sharded)
+        data = put(_windows(steps_per_call, rows), BY_STEP) if streamed else put(frames, sharded)
         return TrainStep(
             name, mapped, put(state, replicated), put(shared, replicated), data, rows,
-            dispatched=runner.data_parallel(step, mesh, streamed=streamed, convolves=True),
+            steps_per_call, streamed=streamed, dtype=config.dtype,
+            dispatched=step_by_step(step, mesh, streamed),
         )
+
+    def imitate(name: str, network: Any, loss: Any, settings: Any, channels: int) -> TrainStep:
+        state = imitation.init(network, settings, (*FRAME[:2], channels), 0)
+        made = imitation.make_step(loss, settings, mesh.size)
+        return step(name, made, state, None, settings.rows)
 
     loss = imitation.latent_policy_loss(program.policy, program.model)
     return [
@@ -65,13 +71,24 @@ def train_steps(
             "lapo_stage2", imitation.make_step(loss, program.latent_policy, mesh.size),
             stage2, frozen, program.latent_policy.rows,
         ),
-        decoder_step(program, mesh, abstract),
-        _ppo_step("ppo_update", program.scratch, mesh, abstract),
-        _ppo_step("ppo_update, frozen trunk", program.online, mesh, abstract),
+        imitate(
+            "lapo_cloning", program.cloner, imitation.cloning_loss(program.cloner),
+            program.cloning, FRAME[2],
+        ),
+        imitate(
+            "lapo_supervised_idm", program.inverse,
+            imitation.supervised_idm_loss(program.inverse, program.model.idm.differences),
+            program.supervised_idm, 3 * FRAME[2],
+        ),
+        decoder_step(config, mesh, abstract),
+        *(_ppo_step(f"ppo_update{name}", online, mesh, abstract, config.dtype)
+          for name, online in (("", program.scratch), (", frozen trunk", program.online))),
     ]  # fmt: skip
 
 
-def _ppo_step(name: str, online: Online, mesh: Mesh, abstract: bool) -> TrainStep:
+def _ppo_step(
+    name: str, online: Online, mesh: Mesh, abstract: bool, dtype: str
+) -> TrainStep:
     """A minibatch step of PPO; its frames are the rollout's, each counted once for all epochs."""
     put, replicated, sharded = placing(mesh, abstract)
     network, config = online.network, online.ppo
@@ -91,12 +108,10 @@ def _ppo_step(name: str, online: Online, mesh: Mesh, abstract: bool) -> TrainSte
         advantage=noise(), weight=np.ones(shape, np.float32),
     )
     step = ppo.make_step(network, config, mesh.size)
-    dispatched = None
-    if not config.frozen_trunk:
-        dispatched = runner.data_parallel(step, mesh, convolves=True)
     return TrainStep(
         name, runner.data_parallel(step, mesh), put(state, replicated), None,
-        put(samples, sharded), math.prod(shape) / config.update_steps, dispatched=dispatched,
+        put(samples, sharded), math.prod(shape) / config.update_steps, config.update_steps,
+        dtype=dtype, dispatched=None if config.frozen_trunk else step_by_step(step, mesh),
     )
 
 
@@ -105,8 +120,9 @@ def program_of(config: Any) -> Program:
     return resolve(config, FRAME, NUM_ACTIONS)
 
 
-def decoder_step(program: Program, mesh: Mesh, abstract: bool = False) -> TrainStep:
+def decoder_step(config: Any, mesh: Mesh, abstract: bool = False) -> TrainStep:
     """The offline decoder's train step."""
+    program = program_of(config)
     put, replicated, _ = placing(mesh, abstract)
     size = program.model.idm.vq.latent_size
     rng = np.random.default_rng(0)
@@ -118,7 +134,7 @@ def decoder_step(program: Program, mesh: Mesh, abstract: bool = False) -> TrainS
     return TrainStep(
         "lapo_decoder", runner.data_parallel(step, mesh),
         put(decode.init(program.decoder, program.decoding, size, 0), replicated),
-        put(latents, replicated), None, program.decoding.rows,
+        put(latents, replicated), None, program.decoding.rows, config.run.steps_per_call,
     )
 
 
@@ -136,17 +152,16 @@ def fill(config: Any, count: int) -> Any:
     return config
 
 
-def _frames(count: int, mesh: Mesh, one_window: bool) -> FrameShards:
-    """Random frames; where one_window, episodes of the same three."""
-    length = 3 if one_window else EPISODE
-    count -= count % (length * mesh.size)
+def _frames(count: int, mesh: Mesh) -> FrameShards:
+    """Random frames, in whole episodes."""
+    count -= count % (EPISODE * mesh.size)
     rng = np.random.default_rng(0)
     # An episode again and again, without a copy: what a step costs does not depend on it.
-    episode = rng.integers(0, 256, size=(length, *FRAME), dtype=np.uint8)
-    action = rng.integers(NUM_ACTIONS, size=length).astype(np.int32)
-    times = count // length
+    episode = rng.integers(0, 256, size=(EPISODE, *FRAME), dtype=np.uint8)
+    action = rng.integers(NUM_ACTIONS, size=EPISODE).astype(np.int32)
+    times = count // EPISODE
     again = lambda x: np.broadcast_to(x, (times, *x.shape)).reshape(count, *x.shape[1:])
-    index = np.repeat(np.arange(times, dtype=np.int32), length)
+    index = np.repeat(np.arange(times, dtype=np.int32), EPISODE)
     frames = FrameArrays(again(episode), again(action), np.zeros(count, np.float32), index)
     return shard_frames(frames, mesh.size)
 
@@ -157,9 +172,9 @@ def _longer(x: np.ndarray, times: int) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct((scale * x.shape[0], *x.shape[1:]), x.dtype)
 
 
-def _windows(rows: int) -> FrameWindows:
-    """Streamed windows of one step."""
+def _windows(steps: int, rows: int) -> FrameWindows:
+    """Streamed windows of one dispatch."""
     rng = np.random.default_rng(0)
-    frames = rng.integers(0, 256, size=(3, 1, rows, *FRAME), dtype=np.uint8)
-    action = rng.integers(NUM_ACTIONS, size=(1, rows)).astype(np.int32)
+    frames = rng.integers(0, 256, size=(3, steps, rows, *FRAME), dtype=np.uint8)
+    action = rng.integers(NUM_ACTIONS, size=(steps, rows)).astype(np.int32)
     return FrameWindows(*frames, action)

@@ -8,8 +8,6 @@ for parameters and embeddings. What the whole step has beside the sum of loss an
 and noise, and update is what compiling them together saves or costs.
 """
 
-import argparse
-import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -17,12 +15,11 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from benchmarks import flops
-from benchmarks.control_steps import random_data
-from benchmarks.step_time import Row, table, write_json
+from benchmarks import flops, report
+from benchmarks.control_steps import labelled_count, random_data
+from benchmarks.report import Row
 from benchmarks.timing import fastest
-from benchmarks.train_steps import train_steps
-from experiments import command_line
+from benchmarks.train_steps import of_lapo, train_steps
 from lawm_jax import runner
 from lawm_jax.data.windows import sample_windows
 from lawm_jax.envs.dmc import task_spec
@@ -45,8 +42,7 @@ COLUMNS = {
 def parts(program: Program, config: Any) -> dict[str, tuple[Callable[..., Any], tuple]]:
     """Name -> (function, arguments) of each part of a world-model step."""
     model, sizes = program.model, program.learner
-    labelled_count = max(1, round(config.data.label_fraction * config.data.trajectories))
-    data = random_data(program, config.data.trajectories, labelled_count)
+    data = random_data(program, config.data.trajectories, labelled_count(config))
     on_device = jax.tree.map(jnp.asarray, data)
     optimiser = learner.make_optimiser(sizes)
     state = learner.init(model, optimiser, learner.fit_normaliser(data), 0)
@@ -95,9 +91,9 @@ def measure(name: str, function: Callable[..., Any], args: tuple, matmul_rate: f
 
 def measure_step(config: Any, matmul_rate: float) -> Row:
     """Times the whole step as the main job runs it, on one device, one step a dispatch."""
-    train = train_steps(config, runner.make_mesh(jax.devices()[:1]))[0]
+    train = train_steps(config, runner.make_mesh(jax.devices()[:1]))[0].with_steps(1)
     state, inputs = train.state, (train.shared, train.sharded)
-    operations = flops.count(lambda *args: train.step(*args, steps=1), state, *inputs)
+    operations = train.operations()
 
     def step() -> Any:
         nonlocal state  # the one passed in is donated
@@ -116,31 +112,26 @@ def _row(name: str, operations: int, seconds: float, matmul_rate: float) -> Row:
     }
 
 
+@report.command
 def main() -> None:
     """Reads the command line, measures, prints a table and writes the JSON file."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--json", help="file to write {device, rows} to")
-    arguments, rest = parser.parse_known_args()
-    try:
-        config = command_line.parse([sys.argv[0], *rest]).config
-        spec = task_spec(config.task)
-        program = resolve(config, spec.observation_size, spec.action_size)
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+    arguments, config = report.parse(report.parser(__doc__))
+    if of_lapo(config):
+        raise InputError("the parts are those of LAWM's world model; choose a control task")
+    spec = task_spec(config.task)
+    program = resolve(config, spec.observation_size, spec.action_size)
+    named = parts(program, config)  # before anything is measured: it checks the data's sizes
     rate = flops.matmul_rate(program.model.dtype)
     whole = measure_step(config, rate)
     rows = [whole]
-    for name, (function, args) in parts(program, config).items():
+    for name, (function, args) in named.items():
         rows.append(measure(name, function, args, rate))
     for row in rows:
         row["share_of_step"] = row["milliseconds"] / whole["milliseconds"]
     device = jax.devices()[0].device_kind
-    print(table(device, rows, COLUMNS))
+    print(report.table(device, rows, COLUMNS))
     if arguments.json:
-        write_json(arguments.json, f"1 x {device}", rows, matmul_gflops=rate / 1e9)
+        report.write_json(arguments.json, f"1 x {device}", rows, matmul_gflops=rate / 1e9)
 
 
 if __name__ == "__main__":

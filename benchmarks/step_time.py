@@ -2,41 +2,42 @@
 
     python -m benchmarks.step_time --config=configs/dmc.py:cheetah_run --json=FILE
 
-Runs every step on all devices as the main job does: sampled on the device, many steps a dispatch.
-`--plain` adds the world-model step as one would first write it: the equations in one loop
-(benchmarks/plain.py), numpy batches, one dispatch a step, metrics fetched every step. A figure is
-the fastest of a few repetitions; measure on an otherwise idle machine.
+Runs every step on all devices as its job does: sampled on the device, or streamed from batches that
+are there already, as many steps a dispatch as the job's. `--plain` adds the world-model step as one
+would first write it: the equations in one loop (benchmarks/plain.py), numpy batches, one dispatch a
+step, metrics fetched every step. A figure is the fastest of a few repetitions; measure on an
+otherwise idle machine.
 
 `--seeds=4` adds the steps of four seeds side by side; their figures are those of one seed's step.
 
 Useful operations are counted from the jaxpr (benchmarks/flops.py), those of td3_bc's delayed actor
-at every step, which makes its count an upper bound; the rate's share is of large matmuls in the
-model's dtype, measured in the same run. Host overhead is the time that the device waits for Python
-in the main job's loop (dispatch, then fetch, check and log the last call's metrics), against the
-same calls queued without a look at their results.
+and inverse_dynamics' validation at every step, which makes theirs an upper bound; the rate's share
+is of large matmuls in the step's dtype, measured in the same run. Memory is a device's for one
+dispatch, or for one step where each is a dispatch of its own.
+
+Host overhead is the share of the main job's loop (dispatch, then fetch, check and log the last
+call's metrics) that one long dispatch of the same steps does without. Where the job dispatches step
+by step there is no such dispatch, and only the share of fetching and logging is told, against the
+same calls without a look at their results: the time that the device waits between them stays
+unknown.
 """
 
-import argparse
 import functools
-import json
 import math
-import shlex
-import sys
 import tempfile
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 from etils import epath
 
-from benchmarks import flops, plain
-from benchmarks.control_steps import EPISODE_STEPS, random_data
-from benchmarks.train_step import TrainStep
+from benchmarks import flops, plain, report
+from benchmarks.control_steps import EPISODE_STEPS, labelled_count, random_data
+from benchmarks.report import Row
+from benchmarks.train_step import TrainStep, memory_bytes
 from benchmarks.train_steps import alone, of_lapo, train_steps
-from experiments import command_line
 from lawm_jax import runner
 from lawm_jax.data.windows import TrajectoryArrays
 from lawm_jax.envs.dmc import task_spec
@@ -48,59 +49,76 @@ from lawm_jax.metrics import MetricLogger, check_finite
 
 REPETITIONS = 5
 SINGLE = "one step a dispatch"
-CALLS = 4  # dispatches in a row, behind host overhead
-Row = dict[str, float | str]
+CALLS = 4  # dispatches in a row, behind the overheads
+Call = Callable[[Any], tuple[Any, Any]]  # state -> (state, metrics)
 
 
-def measure(train: TrainStep, steps: int, matmul_rate: float) -> Row:
-    """Compiles `steps` scanned steps, runs them a few times and returns a row of the table.
+def measure(train: TrainStep, matmul_rate: float) -> Row:
+    """Compiles the steps of a dispatch, runs them a few times and returns a row of the table.
 
     Convolutions on a CPU are dispatched step by step, as `runner.data_parallel` does it.
     """
-    args = (train.state, train.shared, train.sharded)
-    operations = flops.count(lambda *args: train.step(*args, steps=1), *args)
-    row, begin = {}, time.perf_counter()
+    inputs, steps, begin = (train.shared, train.sharded), train.steps_per_call, time.perf_counter()
     if train.dispatched:
         run = functools.partial(train.dispatched, steps=steps)
+        row = {"memory_mb": memory_bytes(train.with_steps(1).compile()) / 1e6}
     else:
-        run = train.step.lower(*args, steps=steps).compile()
-        row["compile_seconds"] = time.perf_counter() - begin
-        memory = run.memory_analysis()
-        row["memory_mb"] = (
-            memory.argument_size_in_bytes + memory.output_size_in_bytes
-            + memory.temp_size_in_bytes - memory.alias_size_in_bytes
-        ) / 1e6  # fmt: skip
+        run = train.compile()
+        row = {"compile_seconds": time.perf_counter() - begin, "memory_mb": memory_bytes(run) / 1e6}
     state, calls = train.state, []
     for _ in range(REPETITIONS + 1):  # the first also fills caches, and compiles what is dispatched
         begin = time.perf_counter()
-        state, metrics = jax.block_until_ready(run(state, *args[1:]))
+        state, metrics = jax.block_until_ready(run(state, *inputs))
         calls.append(time.perf_counter() - begin)
     if train.dispatched:
         row["compile_seconds"] = calls[0] - min(calls[1:])
-    seconds = min(calls[1:]) / steps
-    call = lambda state: run(state, *args[1:])
+    seconds, operations = min(calls[1:]) / steps, train.operations()
+    call = lambda state: run(state, *inputs)
+    if train.dispatched:
+        row["logging_overhead"] = overhead(call, queued(call), state, metrics)
+    else:
+        row["host_overhead"] = overhead(call, one_dispatch(train), state, metrics)
     return row | {
         "step": train.name,
+        "dtype": train.dtype,
         "steps_per_second": train.seeds / seconds,
         "milliseconds_per_step": 1000 * seconds / train.seeds,
         "windows_per_second": train.windows / seconds,
         "steps_per_call": steps,
         "useful_gflops_per_step": operations / train.seeds / 1e9,
         "share_of_matmul_rate": operations / seconds / matmul_rate,
-        "host_overhead": host_overhead(call, state, metrics),
     }
 
 
-def host_overhead(call: Callable[[Any], tuple[Any, Any]], state: Any, metrics: Any) -> float:
-    """Share of the main job's loop in which the device waits for Python; noise may make it < 0.
+def one_dispatch(train: TrainStep) -> Call:
+    """The steps of CALLS calls in one dispatch: the device's own time."""
+    long = train.with_steps(CALLS * train.steps_per_call)
+    run = long.compile()
+    return lambda state: run(state, long.shared, long.sharded)
 
-    Both loops are the fastest of a few.
-    """
 
-    def queue(state: Any, metrics: Any) -> tuple[Any, Any]:
+def queued(call: Call) -> Call:
+    """CALLS calls one after the other, without a look at their results."""
+
+    def queue(state: Any) -> tuple[Any, Any]:
         for _ in range(CALLS):
             state, metrics = call(state)
         return state, metrics
+
+    return queue
+
+
+def overhead(call: Call, bare: Call, state: Any, metrics: Any) -> float:
+    """Share of the main job's loop that `bare` does without; noise may make it < 0.
+
+    Both are the fastest of a few.
+
+    Args:
+      call: one dispatch.
+      bare: the steps of CALLS dispatches.
+      state: a train state, which is donated.
+      metrics: of the dispatch before.
+    """
 
     def loop(state: Any, metrics: Any) -> tuple[Any, Any]:
         for step in range(CALLS):  # as experiments.training.Session does
@@ -111,7 +129,8 @@ def host_overhead(call: Callable[[Any], tuple[Any, Any]], state: Any, metrics: A
             logger.log(step, "benchmark", {name: float(np.mean(x)) for name, x in last.items()})
         return state, metrics
 
-    fastest = {queue: math.inf, loop: math.inf}
+    without = lambda state, metrics: (bare(state)[0], metrics)
+    fastest = {without: math.inf, loop: math.inf}
     with tempfile.TemporaryDirectory() as directory:
         logger = MetricLogger(epath.Path(directory), None)
         for _ in range(REPETITIONS):
@@ -121,7 +140,7 @@ def host_overhead(call: Callable[[Any], tuple[Any, Any]], state: Any, metrics: A
                 jax.block_until_ready(state)
                 fastest[run] = min(fastest[run], time.perf_counter() - begin)
         logger.close()
-    return 1 - fastest[queue] / fastest[loop]
+    return 1 - fastest[without] / fastest[loop]
 
 
 def measure_plain(config: Any, steps: int = 20) -> Row:
@@ -129,8 +148,7 @@ def measure_plain(config: Any, steps: int = 20) -> Row:
     spec = task_spec(config.task)
     program = resolve(config, spec.observation_size, spec.action_size)
     model, sizes = program.model, program.learner
-    labelled = max(1, round(config.data.label_fraction * config.data.trajectories))
-    data = random_data(program, config.data.trajectories, labelled)
+    data = random_data(program, config.data.trajectories, labelled_count(config))
     optimiser = learner.make_optimiser(sizes)
     state = learner.init(model, optimiser, learner.fit_normaliser(data), 0)
     rng = np.random.default_rng(0)
@@ -185,61 +203,39 @@ COLUMNS = {  # of the printed table: row key -> (heading, format)
     "useful_gflops_per_step": ("useful GFLOP", ".3f"),
     "share_of_matmul_rate": ("of matmul rate", ".0%"),
     "host_overhead": ("host overhead", ".1%"),
+    "logging_overhead": ("fetching and logging", ".1%"),
     "memory_mb": ("memory, MB", ".0f"),
 }
 
 
-def table(device: str, rows: list[Row], columns: dict[str, tuple[str, str]]) -> str:
-    """Rows as Markdown; a dash where a row lacks a column."""
-    lines = [
-        f"| step ({device}) | " + " | ".join(heading for heading, _ in columns.values()) + " |",
-        "|---" * (len(columns) + 1) + "|",
-    ]
-    for row in rows:
-        cells = (format(row[key], f) if key in row else "-" for key, (_, f) in columns.items())
-        lines.append(f"| {row['step']} | " + " | ".join(cells) + " |")
-    return "\n".join(lines)
-
-
-def write_json(path: str, device: str, rows: list[Row], **more: Any) -> None:
-    """Writes what a benchmark measured, with the command that did it."""
-    arguments = [x for x in sys.argv[1:] if not x.startswith("--json")]
-    command = shlex.join(["python", "-m", f"benchmarks.{Path(sys.argv[0]).stem}", *arguments])
-    written = {"command": command, "device": device, **more, "rows": rows}
-    Path(path).write_text(json.dumps(written, indent=2) + "\n")
-
-
+@report.command
 def main() -> None:
     """Reads the command line, measures, prints a table and writes the JSON file."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--json", help="file to write {device, rows} to")
+    parser = report.parser(__doc__)
     parser.add_argument("--plain", action="store_true", help="measure the plain form as well")
     parser.add_argument(
         "--seeds", type=int, default=1, help="measure world model and agent of so many as well"
     )
-    arguments, rest = parser.parse_known_args()
-    try:
-        config = command_line.parse([sys.argv[0], *rest]).config
-        dtype = config.dtype if of_lapo(config) else config.world_model.dtype
-        mesh, rate = runner.make_mesh(), flops.matmul_rate(jax.numpy.dtype(dtype))
-        steps = config.run.steps_per_call
-        measured = [
-            measure(train, steps, rate) for train in train_steps(config, mesh, arguments.seeds)
-        ]
-        single = alone(config, mesh)
-        measured.append(measure(single._replace(name=f"{single.name}, {SINGLE}"), 1, rate))
-        if arguments.plain and not of_lapo(config):
-            measured.append(measure_plain(config))
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+    arguments, config = report.parse(parser)
+    if arguments.plain and of_lapo(config):
+        raise InputError("--plain is a form of LAWM's world model; LAPO has none")
+    mesh = runner.make_mesh()
+    steps = train_steps(config, mesh, arguments.seeds)
+    single = alone(config, mesh).with_steps(1)
+    steps.append(single._replace(name=f"{single.name}, {SINGLE}"))
+    rates = {
+        dtype: flops.matmul_rate(jax.numpy.dtype(dtype)) for dtype in {s.dtype for s in steps}
+    }
+    measured = [measure(train, rates[train.dtype]) for train in steps]
+    if arguments.plain:
+        measured.append(measure_plain(config))
     device = f"{jax.device_count()} x {jax.devices()[0].device_kind}"
-    print(table(device, measured, COLUMNS))
-    print(f"matmul rate of one device, {dtype}: {rate / 1e9:.0f} GFLOP/s")
+    print(report.table(device, measured, COLUMNS))
+    gflops = {dtype: rate / 1e9 for dtype, rate in rates.items()}
+    for dtype, rate in gflops.items():
+        print(f"matmul rate of one device, {dtype}: {rate:.0f} GFLOP/s")
     if arguments.json:
-        write_json(arguments.json, device, measured, matmul_gflops=rate / 1e9)
+        report.write_json(arguments.json, device, measured, matmul_gflops=gflops)
 
 
 if __name__ == "__main__":

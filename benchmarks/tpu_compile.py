@@ -4,18 +4,17 @@
     python -m benchmarks.tpu_compile --config=configs/dmc.py:cheetah_run --json=FILE
 
 THESE ARE THE COMPILER'S FIGURES AND PUBLISHED PEAK RATES, NOT MEASUREMENTS. For each topology
-(--topology=v5e:1x1,v5e:2x4 and so on) it prints, a step and a chip: memory, useful operations,
-bytes to and from the chip's memory, collectives and their bytes, the time that the compiler's
-cycle estimate comes to (loop bodies once for every trip), and the least time that the peak rates
-allow, with the term that sets it. A cycle estimate far above that bound says that the step is a
-chain of small operations: latency, not rates, is the limit, and larger batches or more seeds are
-nearly free.
+(--topology=v5e:1x1,v5e:2x4 and so on) it prints, a chip: the memory of one dispatch, of as many
+steps as the job's; and a step, the dispatch's share: useful operations, bytes to and from the
+chip's memory, collectives and their bytes, the time that the compiler's cycle estimate comes to
+(loop bodies once for every trip), and the least time that the peak rates allow, with the term that
+sets it. A cycle estimate far above that bound says that the step is a chain of small operations:
+latency, not rates, is the limit, and larger batches or more seeds are nearly free.
 
 Batches are the config's, made as large as one row of each kind a chip where they are smaller.
 LAPO's frames are divided among the chips, or streamed where they would take half the memory.
 """
 
-import argparse
 import math
 import os
 import sys
@@ -28,10 +27,9 @@ os.environ["JAX_PLATFORMS"] = "cpu"  # the host's own backend; the target is nam
 
 from jax.experimental import topologies
 
-from benchmarks import flops, hlo
-from benchmarks.step_time import table, write_json
+from benchmarks import hlo, report
+from benchmarks.train_step import TrainStep, memory_bytes
 from benchmarks.train_steps import fill, of_lapo, train_steps
-from experiments import command_line
 from lawm_jax import runner
 from lawm_jax.envs.procgen import FRAME
 from lawm_jax.errors import InputError
@@ -60,10 +58,11 @@ CHIPS = {
 }
 
 COLUMNS = {
+    "steps_per_call": ("steps a dispatch", "d"),
     "memory_mb": ("memory, MB", ".0f"),
     "useful_gflops_per_step": ("useful GFLOP", ".3f"),
     "memory_traffic_mb": ("memory traffic, MB", ".1f"),
-    "collectives": ("collectives", "d"),
+    "collectives": ("collectives", "g"),
     "collective_mb": ("collectives, MB", ".2f"),
     "compiler_microseconds": ("compiler's estimate, µs", ".0f"),
     "bound_microseconds": ("bound by rates, µs", ".1f"),
@@ -117,74 +116,67 @@ def rows(config: Any, topology: str, seeds: int) -> list[dict[str, Any]]:
     config = place_frames(fill(config, mesh.size), chip, mesh.size)
     found = []
     for train in train_steps(config, mesh, seeds, abstract=True):
-        stage = train.name.startswith("lapo_stage")
-        how = ", streamed" if stage and not config.data.on_device else ""
-        args = (train.state, train.shared, train.sharded)
-        operations = flops.count(lambda *args, train=train: train.step(*args, steps=1), *args)
-        begin = time.perf_counter()
-        compiled = train.step.lower(*args, steps=1).compile()
-        seconds = time.perf_counter() - begin
-        print(f"{train.name}{how}, {topology}: compiled in {seconds:.0f} s", file=sys.stderr)
-        text, memory = compiled.as_text(), compiled.memory_analysis()
-        moved = hlo.collectives(text)
-        terms = {
-            "matrix units": operations / chip.flops,
-            "memory": hlo.memory_traffic(text) / chip.memory_rate,
-            "interconnect": _sent(moved, mesh.size) / chip.interconnect_rate,
-        }
-        limit = max(terms, key=terms.__getitem__)
-        estimate = hlo.cycles(text) / chip.clock
-        if estimate > 2 * terms[limit]:
-            limit = f"latency ({limit})"
-        used = (
-            memory.argument_size_in_bytes + memory.output_size_in_bytes
-            + memory.temp_size_in_bytes - memory.alias_size_in_bytes
-        )  # fmt: skip
-        found.append({
-            "step": f"{train.name}{how}, {topology}",
-            "topology": topology,
-            "chips": mesh.size,
-            "windows": train.windows,
-            "memory_mb": used / 1e6,
-            "share_of_memory": used / chip.memory_bytes,
-            "seeds": train.seeds,
-            "useful_gflops_per_step": operations / 1e9,
-            "memory_traffic_mb": hlo.memory_traffic(text) / 1e6,
-            "collectives": sum(one.count for one in moved),
-            "collective_kinds": sorted({one.kind for one in moved}),
-            "collective_mb": sum(one.bytes for one in moved) / 1e6,
-            "compiler_microseconds": 1e6 * estimate,
-            "bound_microseconds": 1e6 * max(terms.values()),
-            "limit": limit,
-            "compile_seconds": seconds,
-        })  # fmt: skip
+        name = f"{train.name}{', streamed' if train.streamed else ''}, {topology}"
+        found.append(row(train._replace(name=name), chip, mesh.size) | {"topology": topology})
+        print(f"{name}: compiled in {found[-1]['compile_seconds']:.0f} s", file=sys.stderr)
     return found
 
 
+def row(train: TrainStep, chip: Chip, chips: int) -> dict[str, Any]:
+    """Compiles one dispatch of a train step; what the compiler says, divided by its steps.
+
+    Compiled alone, a step would carry what a dispatch does once, such as copies of the data into
+    another layout, and need less memory than the loop.
+    """
+    steps, operations, begin = train.steps_per_call, train.operations(), time.perf_counter()
+    compiled = train.compile()
+    seconds = time.perf_counter() - begin
+    text, used = compiled.as_text(), memory_bytes(compiled)
+    moved, traffic = hlo.collectives(text), hlo.memory_traffic(text) / steps
+    terms = {
+        "matrix units": operations / chip.flops,
+        "memory": traffic / chip.memory_rate,
+        "interconnect": _sent(moved, chips) / steps / chip.interconnect_rate,
+    }
+    limit = max(terms, key=terms.__getitem__)
+    bound, estimate = terms[limit], hlo.cycles(text) / steps / chip.clock
+    return {
+        "step": train.name,
+        "chips": chips,
+        "windows": train.windows,
+        "steps_per_call": steps,
+        "memory_mb": used / 1e6,
+        "share_of_memory": used / chip.memory_bytes,
+        "seeds": train.seeds,
+        "useful_gflops_per_step": operations / 1e9,
+        "memory_traffic_mb": traffic / 1e6,
+        "collectives": sum(one.count for one in moved) / steps,
+        "collective_kinds": sorted({one.kind for one in moved}),
+        "collective_mb": sum(one.bytes for one in moved) / steps / 1e6,
+        "compiler_microseconds": 1e6 * estimate,
+        "bound_microseconds": 1e6 * bound,
+        "limit": f"latency ({limit})" if estimate > 2 * bound else limit,
+        "compile_seconds": seconds,
+    }
+
+
+@report.command
 def main() -> None:
     """Reads the command line, compiles, prints a table and writes the JSON file."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--json", help="file to write {device, rows} to")
+    parser = report.parser(__doc__)
     parser.add_argument(
         "--topology", default=TOPOLOGIES, help=f"comma-separated; default {TOPOLOGIES}"
     )
     parser.add_argument(
         "--seeds", type=int, default=1, help="add world model and agent of so many side by side"
     )
-    arguments, rest = parser.parse_known_args()
-    try:
-        config = command_line.parse([sys.argv[0], *rest]).config
-        named = arguments.topology.split(",")
-        found = [row for one in named for row in rows(config, one, arguments.seeds)]
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+    arguments, config = report.parse(parser)
+    named = arguments.topology.split(",")
+    found = [row for one in named for row in rows(config, one, arguments.seeds)]
     print("The TPU compiler's figures and published peak rates, not measurements:\n")
-    print(table("compiled only", found, COLUMNS))
+    print(report.table("compiled only", found, COLUMNS))
     if arguments.json:
-        write_json(arguments.json, "none: TPU compiler only", found)
+        report.write_json(arguments.json, "none: TPU compiler only", found)
 
 
 if __name__ == "__main__":

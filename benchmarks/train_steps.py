@@ -6,24 +6,35 @@ from jax.sharding import Mesh
 
 from benchmarks import control_steps, lapo_steps
 from benchmarks.train_step import TrainStep
+from lawm_jax.errors import InputError
 
 
-def train_steps(config: Any, mesh: Mesh, seeds: int = 1, **how: bool) -> list[TrainStep]:
+def train_steps(
+    config: Any, mesh: Mesh, seeds: int = 1, one_row: bool = False, abstract: bool = False
+) -> list[TrainStep]:
     """The train steps in the sizes of a config.
 
     Args:
       seeds: as in `control_steps.train_steps`; LAPO's steps are of one seed.
-      how: one_window and abstract, as in `control_steps.train_steps`.
+      one_row: as in `control_steps.train_steps`; LAPO's steps need it not.
+      abstract: as in `train_step.placing`.
+
+    Raises:
+      InputError: a size or count that cannot be.
     """
-    if of_lapo(config):
-        return lapo_steps.train_steps(config, mesh, **how)
-    return control_steps.train_steps(config, mesh, seeds=seeds, **how)
+    if seeds < 1:
+        raise InputError(f"--seeds is {seeds}; it must be >= 1")
+    if not of_lapo(config):
+        return control_steps.train_steps(config, mesh, one_row, abstract, seeds)
+    if seeds > 1:
+        raise InputError(f"--seeds is {seeds}; LAPO trains one seed a run")
+    return lapo_steps.train_steps(config, mesh, abstract)
 
 
 def alone(config: Any, mesh: Mesh) -> TrainStep:
     """The step of a small network, which is measured scanned and one a dispatch."""
     if of_lapo(config):
-        return lapo_steps.decoder_step(lapo_steps.program_of(config), mesh)
+        return lapo_steps.decoder_step(config, mesh)
     return control_steps.td3_bc_step(config, mesh)
 
 

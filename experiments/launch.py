@@ -259,18 +259,15 @@ def _start_jax() -> str:
     import jax
     from absl import logging
 
+    from lawm_jax import runner
+
     logging.set_verbosity(logging.FATAL)  # Orbax logs at length what it then raises anyway
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
         cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
         jax.config.update("jax_compilation_cache_dir", str(cache / "lawm_jax"))
     if "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS" not in os.environ:
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
-    try:
-        devices = jax.devices()
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).partition("\n")[0] or "no such backend"
-        asked = os.environ.get("JAX_PLATFORMS")
-        raise InputError(f"JAX found no device for JAX_PLATFORMS={asked}: {reason}") from error
+    devices = runner.find_devices()
     kind = devices[0].device_kind
     name = jax.default_backend() + ("" if kind == jax.default_backend() else f" ({kind})")
     several = f" on {jax.process_count()} hosts" if jax.process_count() > 1 else ""

@@ -29,7 +29,21 @@ T = TypeVar("T")
 
 def make_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:
     """A one-dimensional mesh over all devices, or those given."""
-    return Mesh(np.array(devices if devices is not None else jax.devices()), (AXIS,))
+    return Mesh(np.array(devices if devices is not None else find_devices()), (AXIS,))
+
+
+def find_devices() -> list[jax.Device]:
+    """All devices of JAX's platform.
+
+    Raises:
+      InputError: the platform that JAX_PLATFORMS asks for is not there.
+    """
+    try:
+        return jax.devices()
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).partition("\n")[0] or "no such backend"
+        asked = os.environ.get("JAX_PLATFORMS")
+        raise InputError(f"JAX found no device for JAX_PLATFORMS={asked}: {reason}") from error
 
 
 def connect(mode: str = "auto", timeout_seconds: int = 120) -> bool:

@@ -1,23 +1,22 @@
-"""The benchmarks run, count right and write what others read; nothing is timed here."""
+"""The benchmarks run, count right and write what others read; nothing is timed here.
+
+step_time and scaling have files of their own.
+"""
 
 import functools
 import importlib.util
 import json
-import math
 import os
 import subprocess
 import sys
-import types
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import scaling_small
-from processes import output, start
 
-from benchmarks import convolution, data, flops, hlo, parts, scaling, step_time
+from benchmarks import convolution, data, flops, hlo, parts
 from benchmarks.train_step import TrainStep
 from benchmarks.train_steps import train_steps
 from configs.dmc import get_config
@@ -27,74 +26,6 @@ from lawm_jax.lawm.methods import resolve
 from lawm_jax.runner import make_mesh
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
-
-
-@pytest.fixture
-def measured(tmp_path, monkeypatch):
-    """Runs step_time with arguments; returns what it wrote, rows by name."""
-
-    def run(*arguments):
-        target = tmp_path / "rows.json"
-        monkeypatch.setattr(step_time, "REPETITIONS", 1)
-        monkeypatch.setattr(flops, "matmul_rate", functools.partial(flops.matmul_rate, size=64))
-        monkeypatch.setattr(sys, "argv", ["step_time", f"--json={target}", *arguments])
-        step_time.main()
-        written = json.loads(target.read_text())
-        assert written["command"] == " ".join(["python -m benchmarks.step_time", *arguments])
-        return {row["step"]: row for row in written["rows"]}
-
-    return run
-
-
-def test_step_time_writes_its_rows(measured, capsys):
-    rows = measured(
-        "--config=configs/dmc.py:walker_walk,tiny", "--config.run.steps_per_call=1", "--plain",
-        "--seeds=2",
-    )  # fmt: skip
-    assert list(rows) == [
-        "world_model", "actor_critic", "world_model, 2 seeds", "actor_critic, 2 seeds", "td3_bc",
-        "td3_bc, one step a dispatch", "world_model, plain",
-    ]  # fmt: skip
-    assert all(row["steps_per_second"] > 0 for row in rows.values())
-    assert rows["world_model"]["host_overhead"] < 1
-    one, two = (rows[name]["useful_gflops_per_step"] for name in list(rows)[::2][:2])
-    assert one == two  # of a seed
-    assert "| world_model |" in capsys.readouterr().out
-
-
-def test_step_time_of_lapo(measured):
-    rows = measured("--config=configs/procgen.py:miner,tiny", "--config.run.steps_per_call=2")
-    assert list(rows) == [
-        "lapo_stage1", "lapo_stage2", "lapo_decoder", "ppo_update", "ppo_update, frozen trunk",
-        "lapo_decoder, one step a dispatch",
-    ]
-    assert all(row["useful_gflops_per_step"] > 0 for row in rows.values())
-    # 8 environments of 16 steps; 3 epochs of 2 minibatches each
-    assert rows["ppo_update"]["windows_per_second"] == pytest.approx(
-        8 * 16 / 6 * rows["ppo_update"]["steps_per_second"]
-    )
-
-
-def test_host_overhead_is_the_wait_for_python(monkeypatch):
-    seconds = 0.0
-    monkeypatch.setattr(step_time, "time", types.SimpleNamespace(perf_counter=lambda: seconds))
-
-    class Metric:
-        """It takes a second to fetch, with the device idle."""
-
-        def __array__(self, *args, **kwargs):
-            nonlocal seconds
-            seconds += 1.0
-            return np.zeros(1)
-
-    def call(state):
-        nonlocal seconds
-        seconds += 3.0
-        return state, {"loss": Metric()}
-
-    assert step_time.host_overhead(call, jnp.zeros(()), {"loss": Metric()}) == 0.25
-    free = lambda state: (call(state)[0], {"loss": np.zeros(1)})
-    assert step_time.host_overhead(free, jnp.zeros(()), {"loss": np.zeros(1)}) == 0.0
 
 
 def test_operations_of_matmuls_in_loops_are_counted_once_a_trip():
@@ -235,91 +166,9 @@ def test_parts_of_a_step_make_up_its_operations():
     assert 2 * counts["loss"] < whole < 4 * counts["loss"]
     recurrence = [count for name, count in counts.items() if "recurrence" in name]
     assert 0 < recurrence[0] < counts["loss"] and recurrence[0] < recurrence[1] < whole
+    assert step.with_steps(1).operations() == whole
     row = parts.measure("update", jnp.sin, (jnp.ones(3),), matmul_rate=1.0)
     assert row["milliseconds"] > 0 and row["useful_gflops"] == 0
-
-
-# ---- scaling
-
-
-def test_scaling_counts_the_collectives_of_a_step_and_their_bytes():
-    """Of a program whose collectives are known: 4 rounds of 3 x 5 floats, and the loss."""
-    (row,) = output(start(scaling_small, devices=2))
-    rounds, numbers = scaling_small.ROUNDS, math.prod(scaling_small.SHAPE)
-    assert (row["step"], row["devices"], row["kinds"]) == ("small", 2, ["all-reduce"])
-    assert row["collectives"] == rounds + 1
-    assert row["collective_bytes"] == 4 * (rounds * numbers + 1)
-    state, losses = np.ones(()), []
-    for _ in range(scaling.STEPS):
-        for _ in range(rounds):
-            state = np.sin((1 + 2) * state)
-        losses.append(sum(range(8)) / 2 + numbers * state)
-    np.testing.assert_allclose(row["losses"], losses, rtol=1e-5)
-
-
-@pytest.fixture
-def scaled(tmp_path, monkeypatch):
-    """Runs scaling with stand-ins for its processes; loss(devices) is what each of them has."""
-
-    def run(loss, code=0, config="configs/dmc.py:walker_walk,tiny"):
-        asked = []
-
-        def child(command, env, **how):
-            flag = env["XLA_FLAGS"].rpartition("--xla_force_host_platform_device_count=")
-            devices = int(flag[2])
-            asked.append(devices)
-            assert command[-2:] == ["--child", f"--config={config}"]
-            row = {
-                "step": "world_model", "devices": devices, "losses": [loss(devices)] * 3,
-                "collectives": 2, "collective_bytes": 1500, "kinds": ["all-reduce"],
-            }  # fmt: skip
-            return types.SimpleNamespace(returncode=code, stdout=f"a line\n{json.dumps([row])}\n")
-
-        monkeypatch.setattr(scaling, "subprocess", types.SimpleNamespace(
-            run=child, PIPE=subprocess.PIPE
-        ))
-        monkeypatch.setattr(
-            sys, "argv", ["scaling", f"--json={tmp_path / 'rows.json'}", f"--config={config}"]
-        )
-        scaling.main()
-        assert asked == [1, 2, 4, 8]
-        return json.loads((tmp_path / "rows.json").read_text())
-
-    return run
-
-
-def test_scaling_writes_a_row_for_each_number_of_devices(scaled, capsys):
-    written = scaled(lambda devices: 2.0 + 1e-4 * devices)  # rounding
-    assert written["command"] == (
-        "python -m benchmarks.scaling --config=configs/dmc.py:walker_walk,tiny"
-    )
-    assert [row["devices"] for row in written["rows"]] == [1, 2, 4, 8]
-    assert "| world_model | 8 | 2.0008, 2.0008, 2.0008 | 2 | 1.5 |" in capsys.readouterr().out
-
-
-def test_scaling_fails_where_losses_differ_or_a_process_fails(scaled, tmp_path, capsys):
-    with pytest.raises(SystemExit) as exit_:
-        scaled(lambda devices: 2.0 if devices < 4 else 2.01)
-    assert exit_.value.code == "error: world_model on 4 devices has other losses than on 1"
-    with pytest.raises(SystemExit) as exit_:
-        scaled(lambda devices: 2.0, code=3)
-    assert exit_.value.code == 3
-    with pytest.raises(SystemExit) as exit_:
-        scaled(lambda devices: 2.0, config="configs/dmc.py:walker_walk,medum")
-    assert exit_.value.code == 2
-    error = capsys.readouterr().err
-    assert error.startswith("error: configs/dmc.py: 'medum' is") and error.count("\n") == 1
-    assert not (tmp_path / "rows.json").exists()
-
-
-def test_a_process_of_scaling_says_in_one_line_what_it_cannot_run(monkeypatch, capsys):
-    config = "--config=configs/dmc.py:walker_wlak,tiny"
-    monkeypatch.setattr(sys, "argv", ["scaling", "--child", config])
-    with pytest.raises(SystemExit) as exit_:
-        scaling.main()
-    assert exit_.value.code == 2
-    error = capsys.readouterr().err
-    assert error.startswith("error: unknown task 'walker_wlak'") and error.count("\n") == 1
 
 
 # ---- data
@@ -413,31 +262,40 @@ def test_an_unknown_chip_is_one_line(tpu_compile, monkeypatch, capsys):
 
 
 def test_figures_of_a_compiled_step(tpu_compile, monkeypatch):
-    """A loop of 7 matmuls, compiled for this machine: what it multiplies, holds and sends."""
-    trips, size = 7, 16
+    """Dispatches of 5 steps, each a loop of 7 matmuls, compiled for this machine.
 
-    def step(state, shared, local):
-        state, _ = jax.lax.scan(lambda y, _: (jnp.tanh(y @ local), None), state, length=trips)
+    What a dispatch does once, a large sum before the loop, is divided by its steps.
+    """
+    steps, trips, size, large = 5, 7, 16, 10_000
+
+    def step(state, factor):
+        state, _ = jax.lax.scan(lambda y, _: (jnp.tanh(y @ factor), None), state, length=trips)
         return state, {"loss": state.sum()}
 
-    def steps(config, mesh, seeds, abstract):
+    def run(state, shared, local, steps):
+        factor = local[0] * jnp.sum(jnp.sin(local[1]))
+        return jax.lax.scan(lambda state, _: step(state, factor), state, length=steps)
+
+    def small(config, mesh, seeds, abstract):
         assert abstract
         square = jax.ShapeDtypeStruct((size, size), jnp.float32)
-        run = jax.jit(lambda state, shared, local, steps: step(state, shared, local),
-                      static_argnames="steps")
-        return [TrainStep("small", run, square, None, square, windows=1)]
+        local = (square, jax.ShapeDtypeStruct((large,), jnp.float32))
+        run_ = jax.jit(run, static_argnames="steps")
+        return [TrainStep("small", run_, square, None, local, windows=1, steps_per_call=steps)]
 
     monkeypatch.setattr(tpu_compile, "devices", lambda topology: jax.devices()[:1])
-    monkeypatch.setattr(tpu_compile, "train_steps", steps)
+    monkeypatch.setattr(tpu_compile, "train_steps", small)
     (row,) = tpu_compile.rows(get_config("walker_walk,tiny"), "v5e:1x1", 1)
     operations = trips * 2 * size**3
     assert row["step"] == "small, v5e:1x1" and row["chips"] == 1
+    assert row["steps_per_call"] == steps
     assert row["useful_gflops_per_step"] == operations / 1e9
     assert row["collectives"] == 0 and row["collective_mb"] == 0
-    assert row["memory_mb"] >= 3 * 4 * size**2 / 1e6  # state, its successor and what multiplies it
+    assert row["memory_mb"] >= 4 * (3 * size**2 + large) / 1e6  # state, its successor, the data
     # Every trip reads both factors and writes the product, which takes longer than to multiply.
-    traffic = row["memory_traffic_mb"] * 1e6
-    assert traffic >= trips * 3 * 4 * size**2
+    traffic, loops = row["memory_traffic_mb"] * 1e6, trips * 3 * 4 * size**2
+    assert traffic >= loops + 4 * large / steps
+    assert traffic < 4 * loops + 4 * large  # not the large sum at every step
     chip = tpu_compile.CHIPS["v5e"]
     assert row["limit"] == "memory"  # the CPU's compiler estimates no cycles
     assert row["bound_microseconds"] == pytest.approx(1e6 * traffic / chip.memory_rate)
