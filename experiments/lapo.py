@@ -48,7 +48,7 @@ from lawm_jax.envs.procgen import FRAME, NUM_ACTIONS, Procgen, check_game
 from lawm_jax.errors import InputError
 from lawm_jax.lapo import decode, evaluate, imitation, learner, online
 from lawm_jax.lapo.program import Program, check_rows, resolve
-from lawm_jax.online import ppo
+from lawm_jax.online.actor_critic import from_latent_policy
 
 ONLINE = ("online", "scratch")
 STAGES = ("latent_action", "latent_policy", "cloning", "supervised_idm", "decoder", *ONLINE)
@@ -269,7 +269,7 @@ def _online(job: Job) -> None:
     """Stage 3 online: the latent policy, decoded by what it meets in the game and by PPO."""
     state = job.session.state
     if not int(state["online"].step):
-        groups = ppo.from_latent_policy(state["latent_policy"].params)
+        groups = from_latent_policy(state["latent_policy"].params)
         state["online"] = online.give(state["online"], groups)
     idm = {"idm": runner.local(state["latent_action"]).params["idm"]}
     _interact(job, "online", functools.partial(evaluate.latents, job.program.model, idm))

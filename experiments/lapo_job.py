@@ -26,7 +26,7 @@ from lawm_jax.lapo import decode, evaluate, learner, play
 from lawm_jax.lapo.evaluate import Description
 from lawm_jax.lapo.optimiser import TrainingConfig
 from lawm_jax.lapo.program import Program
-from lawm_jax.online.ppo import ActorCritic
+from lawm_jax.online.actor_critic import ActorCritic
 from lawm_jax.vision import scale
 
 TRAIN, TEST, LEVELS, ACT = range(4)  # tags of what the run's seed draws

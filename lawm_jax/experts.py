@@ -21,7 +21,7 @@ from lawm_jax import ppo_snapshots
 from lawm_jax.envs.procgen import NUM_ACTIONS, check_game
 from lawm_jax.errors import InputError
 from lawm_jax.lapo.decode import choose as draw
-from lawm_jax.online.ppo import ActorCritic
+from lawm_jax.online.actor_critic import ActorCritic
 from lawm_jax.ppo_snapshots import PPOSnapshot
 from lawm_jax.scripted.experts import EXPERTS, expert_for
 

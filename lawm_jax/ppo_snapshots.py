@@ -17,7 +17,7 @@ from etils import epath
 from lawm_jax.checkpoint import state_digest
 from lawm_jax.envs.procgen import GAMES, check_game
 from lawm_jax.errors import InputError
-from lawm_jax.online.ppo import ActorCritic
+from lawm_jax.online.actor_critic import ActorCritic
 from lawm_jax.parameter_files import read_parameters, write_parameters
 from lawm_jax.policies import SHIPPED
 from lawm_jax.vision import EncoderConfig

@@ -22,7 +22,7 @@ from lawm_jax.data.frames import window_steps, windows_at
 from lawm_jax.lapo import decode, imitation, learner
 from lawm_jax.lapo.decode import Decoder, Latents
 from lawm_jax.online import ppo
-from lawm_jax.online.ppo import ActorCritic
+from lawm_jax.online.actor_critic import ActorCritic
 from lawm_jax.vision import FrameNetwork
 
 DEVICES, ROWS, STEPS = 8, 8, 2

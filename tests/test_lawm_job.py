@@ -1,14 +1,12 @@
-"""The main job: its tiny form from data to policy, interruptions, every config, bad input.
+"""The main job: its tiny form from data to policy, and interruptions.
 
 The runs are processes of their own; all share one data set and one cache of compiled programs.
 """
 
 import dataclasses
-import functools
 import json
 import os
 import re
-import shutil
 import signal
 import socket
 import subprocess
@@ -16,23 +14,12 @@ import sys
 import time
 from pathlib import Path
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from configs.dmc import DATASETS, PRESETS, get_config
-from experiments import launch, report
-from experiments.lawm import main
-from lawm_jax import runner
+from configs.dmc import get_config
+from experiments import report
 from lawm_jax.data.shards import read_dataset, write_dataset
-from lawm_jax.data.trajectory import Trajectory
-from lawm_jax.data.windows import TrajectoryArrays
-from lawm_jax.errors import InputError
-from lawm_jax.lawm import actor_critic, learner
-from lawm_jax.lawm.learner import Normaliser, TrainingData
-from lawm_jax.lawm.methods import METHODS, resolve
-from lawm_jax.lawm.world_model import State
 
 ROOT = Path(__file__).parent.parent
 CONFIG = "--config=configs/dmc.py:walker_walk,tiny"
@@ -249,217 +236,3 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_checkpoint(place,
     expected = (int(message[1]) - 1) // EVERY * EVERY
     assert max(kept, default=0) == expected
     assert not (place / "nan" / "results.json").exists()
-
-
-# ---- every config
-
-
-@functools.cache
-def trace(program):
-    """One step of both phases, traced: shapes of all metrics. Configs share what is the same."""
-    mesh = runner.make_mesh(jax.devices()[:1])
-    model = program.model
-    array = lambda *shape, dtype=jnp.float32: jax.ShapeDtypeStruct(shape, dtype)
-    trajectories = lambda action: TrajectoryArrays(
-        array(4, 101, OBSERVATION), array(4, 100, ACTION) if action else None, array(4, 100),
-        array(4, dtype=jnp.int32),
-    )
-    unlabelled = trajectories(False) if program.learner.unlabelled_rows else None
-    optimiser = learner.make_optimiser(program.learner)
-    normaliser = Normaliser(array(OBSERVATION), array(OBSERVATION))
-    world = jax.eval_shape(lambda n: learner.init(model, optimiser, n, 0), normaliser)
-    step = learner.make_step(model, program.elbo, program.learner, optimiser, 1)
-    run = functools.partial(runner.data_parallel(step, mesh), steps=1)
-    data = TrainingData(trajectories(True), unlabelled)
-    after, metrics = jax.eval_shape(run, world, None, data)
-    assert jax.tree.map(lambda x: (x.shape, x.dtype), after) == jax.tree.map(
-        lambda x: (x.shape, x.dtype), world
-    )
-    agent = jax.eval_shape(lambda: actor_critic.init(model, program.agent, 0))
-    starts = State(array(64, model.deterministic), array(64, model.stochastic))
-    run = runner.data_parallel(actor_critic.make_step(model, program.agent, 1), mesh)
-    _, more = jax.eval_shape(functools.partial(run, steps=1), agent, world.params, starts)
-    return metrics | more
-
-
-@pytest.mark.parametrize("preset", PRESETS)
-@pytest.mark.parametrize("method", METHODS)
-def test_a_step_of_every_config(method, preset):
-    for dataset in DATASETS:
-        config = get_config(f"walker_walk,{dataset},{preset}")
-        config.method = method
-        metrics = trace(resolve(config, OBSERVATION, ACTION))
-        assert {"loss", "observation_error", "imagined_return", "value_error"} <= set(metrics)
-        assert ("kl_u_unlabelled" in metrics) == (method == "lawm")
-        assert ("action_error" in metrics) == (method != "dreamer")
-
-
-@pytest.mark.parametrize("dataset", DATASETS)
-def test_the_large_preset_is_the_papers_objective(dataset):
-    elbo = resolve(get_config(f"walker_walk,{dataset},large"), OBSERVATION, ACTION).elbo
-    assert (elbo.latent_kl_weight, elbo.inverse_on_labelled) == (1.0, 0.0)
-    assert elbo.driving_noise == elbo.action_std  # unlabelled dynamics see samples of p(a | s, u)
-    assert elbo.free_nats == (1.0 if dataset in ("medium_replay", "plan2explore") else 0.0)
-
-
-def test_methods_draw_the_same_number_of_windows():
-    programs = {}
-    for method in METHODS:
-        config = get_config("walker_walk")
-        config.method = method
-        programs[method] = resolve(config, OBSERVATION, ACTION).learner
-    total = programs["lawm"].labelled_rows + programs["lawm"].unlabelled_rows
-    assert programs["lawm"].unlabelled_rows > 0
-    for method in ("c_lap", "dreamer"):
-        assert programs[method].labelled_rows == total
-        assert programs[method].unlabelled_rows == 0
-
-
-def test_values_that_may_disagree_are_at_least_two():
-    config = get_config("walker_walk,tiny")
-    config.agent.disagreement = 0.5
-    assert resolve(config, OBSERVATION, ACTION).agent.disagreement == 0.5
-    config.agent.value_networks = 1
-    with pytest.raises(InputError, match="agent.disagreement needs agent.value_networks"):
-        resolve(config, OBSERVATION, ACTION)
-
-
-# ---- bad input
-
-
-def make_trajectories(count, length=60, observation=OBSERVATION, action=ACTION):
-    rng = np.random.default_rng(0)
-    return [
-        Trajectory(
-            rng.standard_normal((length + 1, observation)).astype(np.float32),
-            rng.uniform(-1, 1, (length, action)).astype(np.float32),
-            rng.uniform(0, 1, length).astype(np.float32),
-        )
-        for _ in range(count)
-    ]
-
-
-@pytest.fixture(scope="module")
-def data_dir(tmp_path_factory):
-    """Data sets that are well, too short, of another task, and damaged."""
-    directory = tmp_path_factory.mktemp("data")
-    write_dataset(directory, "toy/good", make_trajectories(20), {})
-    write_dataset(directory, "toy/short", make_trajectories(20, length=10), {})
-    write_dataset(directory, "toy/cheetah", make_trajectories(20, observation=17), {})
-    write_dataset(directory, "toy/hopper", make_trajectories(20, action=4), {})
-    shutil.copytree(directory / "toy/good", directory / "toy/damaged")
-    (shard,) = (directory / "toy/damaged").glob("*/*.array_record*")
-    shard.write_bytes(shard.read_bytes()[: shard.stat().st_size // 2])
-    return directory
-
-
-@pytest.fixture
-def run(tmp_path, data_dir, monkeypatch, capsys):
-    """Runs the job in this process; returns (exit code, stderr)."""
-    monkeypatch.chdir(ROOT)
-    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path / "cache"))
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
-
-    def run(arg, *args):
-        command = ["lawm.py", f"--config=configs/dmc.py:{arg}", f"--workdir={tmp_path / 'run'}",
-                   f"--data_dir={data_dir}", *args]
-        with pytest.raises(SystemExit) as exit_:
-            launch.run(main, command)
-        return exit_.value.code, capsys.readouterr().err
-
-    yield run
-    for number, handler in handlers.items():
-        signal.signal(number, handler)
-
-
-GOOD = "--config.data.name=toy/good"
-
-
-@pytest.mark.parametrize(
-    ("arg", "args", "message"),
-    [
-        ("walker_wlak,tiny", [], "unknown task 'walker_wlak': did you mean 'walker_walk'? choose"),
-        ("walker_walk,medum", [], "configs/dmc.py: 'medum' is neither a dataset (expert, medium,"),
-        (
-            "walker_walk,tiny", ["--config.data.name=toy/missing"],
-            r"no data set 'toy/missing' in \S+; it has toy/cheetah, toy/damaged, toy/good,",
-        ),
-        ("walker_walk,tiny", ["--config.data.name=good"], "data set name 'good': must look like"),
-        (
-            "walker_walk,tiny", ["--config.data.name=toy/cheetah"],
-            "toy/cheetah: trajectory 0: observation has 17 numbers a step, not 24",
-        ),
-        (
-            "walker_walk,tiny", ["--config.data.name=toy/hopper"],
-            "toy/hopper: trajectory 0: action has 4 numbers a step, not 6",
-        ),
-        (
-            "walker_walk,tiny", ["--config.data.name=toy/short"],
-            "a trajectory holds 11 observations, fewer than a window of 16",
-        ),
-        (
-            "walker_walk,tiny", ["--config.data.name=toy/damaged"],
-            r"\S+array_record\S*: record 0 of 20 cannot be read: the file is damaged or truncated",
-        ),
-        (
-            "walker_walk,tiny", [GOOD, "--config.data.label_fraction=0.0"],
-            "data.label_fraction is 0.0, which is not in (0, 1]",
-        ),
-        (
-            "walker_walk,tiny", [GOOD, "--config.data.label_fraction=0.01"],
-            "data.label_fraction 0.01 of 20 trajectories selects none; 0.05 selects one",
-        ),
-        (
-            "walker_walk,tiny", [GOOD, "--config.data.label_fraction=1.0"],
-            "data.label_fraction 1.0 leaves no trajectory without labels for method 'lawm'",
-        ),
-        (
-            "walker_walk,tiny", ["--config.method=lap"],
-            "method is 'lap'; choose from lawm, c_lap, dreamer",
-        ),
-        (
-            "walker_walk,tiny", ["--config.run.checkpoint_every=15"],
-            "run.checkpoint_every is 15, not a multiple of run.steps_per_call (10)",
-        ),
-        (
-            "walker_walk,tiny", ["--config.world_model.dtype=float16"],
-            "world_model.dtype is 'float16'; choose float32 or bfloat16",
-        ),
-        (
-            "walker_walk,tiny", ["--config.world_model.units=0"],
-            "world_model.units is 0; it must be >= 1",
-        ),
-        (
-            "walker_walk,tiny", ["--config.world_model.unlabelled_rows=-8"],
-            "world_model.unlabelled_rows is -8; it must be >= 0",
-        ),
-        (
-            "walker_walk,tiny", ["--config.seed=-1"],
-            "seed is -1; it must be at least 0 and below 2^31",
-        ),
-        (
-            "walker_walk,tiny", ["--config.agent.seed=-2"],
-            "agent.seed is -2; it must be -1 (the run's) or at least 0, and below 2^31",
-        ),
-        (
-            "walker_walk,tiny", [GOOD, "--config.world_model.pretrained=no/such"],
-            "world_model.pretrained: no/such is no work directory of a run: it has no config.json",
-        ),
-    ],
-)
-def test_bad_input_is_one_clear_line(run, tmp_path, arg, args, message):
-    code, error = run(arg, *args)
-    assert code == 2
-    if "\\" not in message:
-        message = re.escape(message)
-    assert re.match(f"error: {message}", error), error
-    assert error.count("\n") == 1
-    assert {x.name for x in (tmp_path / "run").glob("*")} <= {".lock"}  # nothing is claimed
-
-
-def test_a_run_on_all_labels_needs_a_method_for_them(run):
-    """The oracle is C-LAP on all labels: label_fraction = 1 is no mistake there."""
-    code, error = run("walker_walk,tiny", "--config.data.name=toy/short",
-                      "--config.data.label_fraction=1.0", "--config.method=c_lap")
-    assert code == 2
-    assert error.startswith("error: a trajectory holds 11 observations")  # and not the labels

@@ -11,7 +11,7 @@ from lawm_jax.envs.procgen import Step
 from lawm_jax.lapo import online
 from lawm_jax.lapo.decode import DecoderConfig
 from lawm_jax.lapo.online import Online, Supervision, Training
-from lawm_jax.online.ppo import ActorCritic
+from lawm_jax.online.actor_critic import ActorCritic
 
 N, T, EVERY, CAPACITY, LATENT = 4, 16, 2, 100, 2
 GROUPS = tuple((name, ALWAYS) for name in ("fc", "policy", "value"))

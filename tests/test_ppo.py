@@ -12,7 +12,8 @@ from lawm_jax import runner
 from lawm_jax.lapo import decode, imitation
 from lawm_jax.lapo.decode import Decoder, DecoderConfig
 from lawm_jax.online import ppo, reward_scale
-from lawm_jax.online.ppo import ActorCritic, PPOConfig, Rollout, Samples
+from lawm_jax.online.actor_critic import ActorCritic, from_latent_policy
+from lawm_jax.online.ppo import PPOConfig, Rollout, Samples
 from lawm_jax.returns import generalised_advantages
 from lawm_jax.vision import EncoderConfig, FrameNetwork
 
@@ -239,7 +240,7 @@ def test_a_latent_policy_and_its_decoder_are_one_of_two_heads():
         lambda x: rng.standard_normal(x.shape).astype(np.float32), tree)
     latent_policy = noise(imitation.init(policy, TRAINING, SHAPE, 0).params)
     given = {
-        **ppo.from_latent_policy(latent_policy),
+        **from_latent_policy(latent_policy),
         "decoder": noise(decode.init(decoder, DECODER, 4, 0).params),
     }
     state = ppo.init(network, make_config(), SHAPE, 0, **given)

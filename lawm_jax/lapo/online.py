@@ -25,7 +25,8 @@ from lawm_jax.envs.procgen import Procgen
 from lawm_jax.lapo import decode
 from lawm_jax.lapo.decode import Decoder, DecoderConfig, Latents
 from lawm_jax.online import ppo
-from lawm_jax.online.ppo import ActorCritic, PPOConfig, PPOState, Rollout
+from lawm_jax.online.actor_critic import ActorCritic
+from lawm_jax.online.ppo import PPOConfig, PPOState, Rollout
 
 ENVIRONMENTS, DECODER = range(2)  # tags of an update's seeds
 Infer = Callable[[FrameArrays, np.ndarray], np.ndarray]

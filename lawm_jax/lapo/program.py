@@ -14,7 +14,8 @@ from lawm_jax.lapo.learner import LatentActionModel
 from lawm_jax.lapo.online import Online, Supervision
 from lawm_jax.lapo.optimiser import TrainingConfig
 from lawm_jax.lapo.vq import VQConfig
-from lawm_jax.online.ppo import ActorCritic, PPOConfig
+from lawm_jax.online.actor_critic import ActorCritic
+from lawm_jax.online.ppo import PPOConfig
 from lawm_jax.runner import rows_per_device
 from lawm_jax.vision import EncoderConfig, FrameNetwork
 

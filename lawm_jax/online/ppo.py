@@ -17,18 +17,16 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import chex
-import flax.linen as nn
 import flax.struct
 import jax
 import jax.numpy as jnp
 import optax
 
-from lawm_jax.lapo.decode import Decoder
+from lawm_jax.online.actor_critic import ActorCritic
 from lawm_jax.online.reward_scale import RewardScale, normalise
 from lawm_jax.online.reward_scale import init as init_rewards
 from lawm_jax.returns import generalised_advantages
 from lawm_jax.runner import AXIS, row_keys
-from lawm_jax.vision import EncoderConfig, Trunk, scale
 
 Params = dict[str, Any]
 Metrics = dict[str, jax.Array]
@@ -94,48 +92,6 @@ class PPOConfig:
         return "trunk" not in dict(self.groups)
 
 
-class ActorCritic(nn.Module):
-    """Action logits and value of frames; every top-level name is a group of parameters.
-
-    trunk -> fc -> policy, value; and, where latent_size > 0, the supervised branch
-    trunk -> latent_fc -> latent -> decoder, whose logits are averaged with the policy's.
-    """
-
-    encoder: EncoderConfig
-    actions: int
-    latent_size: int = 0
-    decoder_units: tuple[int, ...] = ()
-
-    def setup(self) -> None:
-        """Declares the groups; the policy starts uniform."""
-        dense = functools.partial(nn.Dense, dtype=jnp.dtype(self.encoder.dtype))
-        self.trunk = Trunk(self.encoder)
-        self.fc = dense(self.encoder.features)
-        self.policy = nn.Dense(self.actions, kernel_init=nn.initializers.zeros)
-        self.value = nn.Dense(1)
-        if self.latent_size:
-            self.latent_fc = dense(self.encoder.features)
-            self.latent = nn.Dense(self.latent_size)
-            self.decoder = Decoder(self.decoder_units, self.actions)
-
-    def features(self, observation: jax.Array) -> jax.Array:
-        """Frames [B, H, W, 3] uint8 -> the trunk's features [B, F]."""
-        return self.trunk(scale(observation))
-
-    def heads(self, features: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """[B, F] -> logits [B, A], values [B], float32."""
-        x = nn.relu(self.fc(features)).astype(jnp.float32)
-        logits, value = self.policy(x), self.value(x)[:, 0]
-        if self.latent_size:
-            z = self.latent(nn.relu(self.latent_fc(features)).astype(jnp.float32))
-            logits = (logits + self.decoder(z)) / 2.0
-        return logits, value
-
-    def __call__(self, observation: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """Frames [B, H, W, 3] uint8 -> logits [B, A], values [B]."""
-        return self.heads(self.features(observation))
-
-
 class Rollout(NamedTuple):
     """T steps of N environments, environments leading so that devices can divide them.
 
@@ -195,19 +151,6 @@ def init(
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def _init_params(network: ActorCritic, frame_shape: tuple[int, int, int], seed: int) -> Params:
     return network.init(jax.random.key(seed), jnp.zeros((1, *frame_shape), jnp.uint8))["params"]
-
-
-def from_latent_policy(latent_policy: Params) -> Params:
-    """Groups for `init` from stage 2's policy: its layers frozen, and a copy of fc to learn with.
-
-    Without the supervised branch (LAPO's "RL, no-SL") only trunk and fc are to be given.
-    """
-    return {
-        "trunk": latent_policy["trunk"],
-        "fc": latent_policy["fc"],
-        "latent_fc": latent_policy["fc"],
-        "latent": latent_policy["head"],
-    }
 
 
 def learning(config: PPOConfig, params: Params) -> Params:
