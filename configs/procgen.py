@@ -41,8 +41,12 @@ def get_config(arg: str = "bigfish") -> Config:
     config.task = game
     config.preset = preset
     config.seed = 0
-    # what to run; latent_policy needs latent_action, decoder and online both of them
+    # what to run; latent_policy needs latent_action, decoder and online both of them, distillation
+    # (policies that learn what the decoders make of the latent actions; not the paper's) all three
     config.stages = "latent_action,latent_policy,cloning,supervised_idm,decoder,online,scratch"
+    # work directory of a run whose finished stages (of the first four) are taken over where their
+    # settings are the same; "" trains all
+    config.pretrained = ""
     config.data = _data()
     config.dtype = "float32"  # of the networks' computation: float32 | bfloat16
     config.idm = _encoder()  # of the supervised inverse model as well
@@ -57,6 +61,7 @@ def get_config(arg: str = "bigfish") -> Config:
     config.cloning = _training(60_000, 2e-4, start=0.01, end=0.0, warmup=1000)
     config.supervised_idm = _training(50_000, 3e-4, start=0.1, end=0.01, warmup=50)
     config.decoder = _decoder()
+    config.distillation = _training(10_000, 2e-4, start=0.01, end=0.0, warmup=1000)
     config.online = _online()
     config.scratch = _ppo(5e-4, trunk=ALWAYS, fc=ALWAYS, policy=ALWAYS, value=ALWAYS)
     config.evaluation = _evaluation(game)
@@ -275,6 +280,9 @@ def _small(config: Config) -> None:
     config.supervised_idm.steps, config.supervised_idm.rows = 2000, 64
     config.supervised_idm.learning_rate = 1e-3
     config.decoder.labels, config.decoder.calibrate = (16, 64, 256, 1024, 4096), True
+    config.stages = config.stages.replace("decoder", "decoder,distillation")
+    config.distillation.steps, config.distillation.learning_rate = 1500, 1e-3
+    config.distillation.warmup_steps = 100
     for ppo in (config.online, config.scratch):
         ppo.frames, ppo.envs = 102_400, 32
     online, end = config.online, (102_400.0, 0.0)
@@ -298,7 +306,7 @@ def _tiny(config: Config) -> None:
         encoder.channels, encoder.blocks, encoder.features = (8,), (1,), 16
     config.fdm.width = 8
     config.vq.codes, config.vq.size, config.vq.embeddings = 2, 4, 8
-    for name in ("latent_action", "latent_policy", "cloning", "supervised_idm"):
+    for name in ("latent_action", "latent_policy", "cloning", "supervised_idm", "distillation"):
         config[name].steps, config[name].rows, config[name].warmup_steps = 40, 16, 5
     config.decoder.labels, config.decoder.units, config.decoder.steps = (8, 32), (16,), 40
     for ppo in (config.online, config.scratch, config.expert):

@@ -14,6 +14,7 @@ LATER = {
     "policy.pool": False,
     "expert_policy.pool": False,
     "decoder.calibrate": False,
+    "pretrained": "",
 }
 # Keys that went, with the value that is now the only one.
 GONE = {"latent_action.roll": False}

@@ -5,13 +5,15 @@
 Data, then the stages of --config.stages one after another: latent_action (inverse and forward
 dynamics with a codebook between them, from frames alone), latent_policy (clones the latent
 actions), cloning (behaviour cloning on all true actions) and supervised_idm as references, decoder
-(true actions from latent ones by a few labels, one decoder for each of decoder.labels), online (the
-latent policy decoded in the game, by a decoder of what it meets there and by PPO) and scratch (PPO
-alone). Each policy is played in the game when its training ends, the last two also on the way;
-normalised returns have the random policy at 0 and the data's at 1.
+(true actions from latent ones by a few labels, one decoder for each of decoder.labels),
+distillation (not the paper's: the latent policy's features learn what each decoder makes of all
+frames' latents), online (the latent policy decoded in the game, by a decoder of what it meets there
+and by PPO) and scratch (PPO alone). Each policy is played in the game when its training ends, the
+last two also on the way; normalised returns have the random policy at 0 and the data's at 1.
 
-The paper's ablations: --config.online.supervised=false (RL without SL), with
---config.vq.enabled=false besides (without both).
+--config.pretrained=WORKDIR takes over those of the first four stages that another run has finished
+with the same settings. The paper's ablations: --config.online.supervised=false (RL without SL),
+with --config.vq.enabled=false besides (without both).
 """
 
 import contextlib
@@ -21,8 +23,9 @@ from typing import Any
 
 import jax
 import numpy as np
+from ml_collections import ConfigDict
 
-from experiments import lapo_report, launch, outcome
+from experiments import lapo_report, launch, outcome, shared_stages
 from experiments.data import load_frames
 from experiments.lapo_job import (
     TEST,
@@ -51,10 +54,14 @@ from lawm_jax.lapo.program import Program, check_rows, resolve
 from lawm_jax.online.actor_critic import from_latent_policy
 
 ONLINE = ("online", "scratch")
-STAGES = ("latent_action", "latent_policy", "cloning", "supervised_idm", "decoder", *ONLINE)
+STAGES = (
+    "latent_action", "latent_policy", "cloning", "supervised_idm", "decoder", "distillation",
+    *ONLINE,
+)
 NEEDS = {
     "latent_policy": ("latent_action",),
     "decoder": ("latent_action", "latent_policy"),
+    "distillation": ("latent_action", "latent_policy", "decoder"),
     "online": ("latent_action", "latent_policy"),
 }
 
@@ -72,13 +79,13 @@ def main(run: launch.Run) -> None:
 
     data = load_frames(run)
     train, test = data.train.frames, data.test.frames
-    labels = tuple(config.decoder.labels) if "decoder" in stages else (1,)
+    labels = _labels(config)
     labelled = draw_steps(train, max(labels), config.seed)
     resident = config.data.on_device
     shards = runner.shard(shard_frames(train, mesh.size), mesh) if resident else None
-    state = _initial_state(program, stages, labels, config.seed)
-    state = {phase: runner.replicate(part, mesh) for phase, part in state.items()}
+    state = {phase: runner.replicate(x, mesh) for phase, x in _initial_state(config).items()}
     session = Session(run, state, data.fingerprint)
+    shared_stages.take(run, session, data.fingerprint, _initial_state)
     seen, unseen = draw_windows(run, train, TRAIN), draw_windows(run, test, TEST)
     job = Job(run, program, mesh, session, train, test, shards, seen, unseen, labelled)
 
@@ -92,6 +99,8 @@ def main(run: launch.Run) -> None:
         _supervised_idm(job)
     if "decoder" in stages:
         _decoders(job, labels)
+    if "distillation" in stages:
+        _distillation(job, labels)
     if "online" in stages:
         _online(job)
     if "scratch" in stages:
@@ -118,10 +127,15 @@ def chosen_stages(text: str) -> tuple[str, ...]:
     return tuple(name for name in STAGES if name in names)
 
 
-def _initial_state(
-    program: Program, stages: tuple[str, ...], labels: tuple[int, ...], seed: int
-) -> dict[str, Any]:
-    """A fresh train state for each phase."""
+def _labels(config: ConfigDict) -> tuple[int, ...]:
+    """How many labels each decoder has; at least one, as a set of labels is drawn in any case."""
+    return tuple(config.decoder.labels) if "decoder" in chosen_stages(config.stages) else (1,)
+
+
+def _initial_state(config: ConfigDict) -> dict[str, Any]:
+    """A fresh train state for each phase of a config's stages."""
+    program, stages = resolve(config, FRAME, NUM_ACTIONS), chosen_stages(config.stages)
+    labels, seed = _labels(config), config.seed
     state = {}
     if "latent_action" in stages:
         state["latent_action"] = learner.init(program.model, program.latent_action, FRAME, seed)
@@ -138,10 +152,20 @@ def _initial_state(
         for count in labels:
             decoder = decode.init(program.decoder, program.decoding, size, seed)
             state[f"decoder_{count}"] = decoder
+    if "distillation" in stages:
+        state["distillation"] = _distilled(program, state["latent_policy"].params, labels, seed)
     for phase in ONLINE:
         if phase in stages:
             state[phase] = online.init(getattr(program, phase), FRAME, seed)
     return state
+
+
+def _distilled(
+    program: Program, policy: Any, labels: tuple[int, ...], seed: int
+) -> imitation.ImitationState:
+    """A policy of true actions for each number of labels, on that latent policy's trunk."""
+    head = imitation.init(program.cloner, program.distillation, FRAME, seed).params["head"]
+    return imitation.distillation_start(policy, head, len(labels), program.distillation, seed)
 
 
 # ---- stages
@@ -263,6 +287,38 @@ def _decoders(job: Job, labels: tuple[int, ...]) -> None:
             evaluate=functools.partial(measure, count=count),
             shown=("loss", "accuracy"),
         )
+
+
+def _distillation(job: Job, labels: tuple[int, ...]) -> None:
+    """Stage 3 offline in another way: policies of what the decoders make of all frames' latents."""
+    program, state, merge = job.program, job.session.state, classes(job)
+    policy = runner.local(state["latent_policy"]).params
+    if not runner.step_of(state["distillation"]):
+        fresh = _distilled(program, policy, labels, job.run.config.seed)
+        state["distillation"] = runner.replicate(fresh, job.mesh)
+    decoders = [runner.local(state[f"decoder_{count}"]).params for count in labels]
+    frozen = {
+        "trunk": policy["trunk"],
+        "idm": runner.local(state["latent_action"]).params["idm"],
+        "decoders": jax.tree.map(lambda *x: np.stack(x), *decoders),
+    }
+    actor = cloning_actor(job)
+
+    def measure(state: imitation.ImitationState) -> Metrics:
+        metrics = {}
+        for index, count in enumerate(labels):
+            own = jax.tree.map(lambda x, index=index: x[index], state.params)
+            params = own | {"trunk": policy["trunk"]}
+            of_count = evaluate.cloning_accuracy(
+                program.cloner, params, job.test, job.unseen, merge
+            )
+            if int(state.step) == program.distillation.steps:
+                of_count |= returns_of(job, actor, params)
+            metrics |= {f"{name}_{count}": value for name, value in of_count.items()}
+        return metrics
+
+    loss = imitation.distillation_loss(program.cloner, program.model, program.decoder)
+    _imitate(job, "distillation", loss, measure, "gradient_norm", frozen)
 
 
 def _online(job: Job) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from experiments import outcome
+from experiments import outcome, shared_stages
 from experiments.data import Frames
 from experiments.lapo_job import (
     ACT,
@@ -57,6 +57,8 @@ def report(job: Job, data: Frames) -> None:
         "data_policy": behaviour,
         "metrics": phases,
     }
+    if taken := shared_stages.origin(job.run):
+        results["pretrained"] = taken
     normalised = lambda x: _normalised(x, random["return_mean"], behaviour["return_mean"])
     if "latent_action" in phases:
         model = phases["latent_action"]
@@ -76,6 +78,11 @@ def report(job: Job, data: Frames) -> None:
     ]
     if decoding:
         results["offline_decoding"] = decoding
+    if "distillation" in phases:
+        results["offline_distillation"] = [
+            {"labels": count, **normalised(_of_labels(phases["distillation"], count))}
+            for count in job.run.config.decoder.labels
+        ]
     for phase, key in CURVES.items():
         if phase in phases:
             results[key] = _online_curve(job, phase, normalised)
@@ -90,6 +97,12 @@ def _last_metrics(records: list[Mapping[str, Any]]) -> dict[str, Metrics]:
         kept = {name: x for name, x in record.items() if name not in ("step", "phase")}
         phases.setdefault(record["phase"], {}).update(kept)
     return phases
+
+
+def _of_labels(metrics: Metrics, count: int) -> Metrics:
+    """The metrics of the policy that was distilled from the decoder of so many labels."""
+    suffix = f"_{count}"
+    return {name.removesuffix(suffix): x for name, x in metrics.items() if name.endswith(suffix)}
 
 
 def _normalised(metrics: Metrics, random: float, behaviour: float) -> Metrics:
@@ -128,10 +141,9 @@ def _draw_curves(job: Job, results: Mapping[str, Any]) -> None:
     lines = dict(references)
     if "behaviour_cloning" in results:
         lines["cloning, all labels"] = results["behaviour_cloning"]["return_mean"]
-    if "offline_decoding" in results:
-        plots.decoding_curve(
-            directory / "offline_decoding.png", results["offline_decoding"], lines
-        )
+    names = {"offline_decoding": "decoded latent policy", "offline_distillation": "distilled"}
+    if curves := {name: results[key] for key, name in names.items() if key in results}:
+        plots.decoding_curves(directory / "offline_decoding.png", curves, lines)
     names = {"online_decoding": "online decoding", "scratch": "PPO from scratch"}
     if curves := {name: results[key] for key, name in names.items() if key in results}:
         plots.online_curves(directory / "online_decoding.png", curves, references)

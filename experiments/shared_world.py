@@ -4,25 +4,24 @@ Policies with other settings or of another seed are tried so without training it
 share a world model count as one seed: results.json says whose it is.
 """
 
-import contextlib
 import dataclasses
 import json
 from typing import Any
 
 import jax
-from etils import epath
 
+from experiments import other_run
 from experiments.identity import LATER, differences, flatten
 from experiments.launch import Run
 from experiments.training import Session
-from experiments.workdir import identity_of
-from lawm_jax import bucket, runner
-from lawm_jax.checkpoint import Checkpoints, state_digest
+from lawm_jax import runner
+from lawm_jax.checkpoint import state_digest
 from lawm_jax.errors import InputError
 from lawm_jax.lawm import actor_critic
 from lawm_jax.lawm.methods import Program
 
 PyTree = Any
+KEY = "world_model.pretrained"
 # Besides the settings of the world model, what must be the same for it to be the run's own; the
 # trajectories themselves are told by their fingerprint.
 SAME = ("task", "method", "seed", "num_seeds", "data.label_fraction", "data.heldout_fraction")
@@ -74,21 +73,12 @@ def _take(run: Run, program: Program, state: dict[str, PyTree], fingerprint: str
         "world_model": state["world_model"],
         "agent": _template(program, agent, state["agent"]),
     }
-    checkpoints = Checkpoints(f"{_other(run)}/checkpoints", read_only=True)
-    with contextlib.closing(checkpoints):
-        restored = checkpoints.restore(template)
-    if restored is None:
-        raise InputError(f"{_key(run)} has no checkpoint yet: let that run go on first")
-    if (found := restored.extra["fingerprint"]) != fingerprint:
-        raise InputError(
-            f"{_key(run)} was trained on other data (fingerprint {found[:12]}, here "
-            f"{fingerprint[:12]})"
-        )
+    restored = other_run.newest(KEY, _other(run), template, fingerprint)
     step, steps = runner.step_of(restored.state["world_model"]), program.learner.steps
     if step < steps:
         raise InputError(
-            f"{_key(run)} has trained its world model for {step} of {steps} steps: let that run go "
-            "on first"
+            f"{KEY}: {_other(run)} has trained its world model for {step} of {steps} steps: let "
+            "that run go on first"
         )
     return restored.state["world_model"]
 
@@ -98,18 +88,11 @@ def _checked(run: Run) -> dict[str, Any]:
 
     Raises InputError, which names what differs.
     """
-    bucket.connect(_other(run))
-    theirs = identity_of(_other(run))
-    if theirs is None:
-        raise InputError(f"{_key(run)} is no work directory of a run: it has no config.json")
-    if (experiment := theirs.get("experiment")) != "lawm":
-        raise InputError(f"{_key(run)} is of experiments.{experiment}, not of experiments.lawm")
+    theirs = other_run.config_of(KEY, _other(run), "lawm")
     ours = json.loads(run.config.to_json_best_effort())
-    if found := differences(_settings(theirs["config"]), _settings(ours)):
-        raise InputError(f"{_key(run)} holds another world model ({', '.join(found)})")
-    if not epath.Path(f"{_other(run)}/checkpoints").exists():
-        raise InputError(f"{_key(run)} has no checkpoint yet: let that run go on first")
-    return flatten(theirs["config"])
+    if found := differences(_settings(theirs), _settings(ours)):
+        raise InputError(f"{KEY}: {_other(run)} holds another world model ({', '.join(found)})")
+    return flatten(theirs)
 
 
 def _settings(config: dict[str, Any]) -> dict[str, Any]:
@@ -133,7 +116,3 @@ def _template(program: Program, settings: dict[str, Any], ours: PyTree) -> PyTre
 def _other(run: Run) -> str:
     """The other run's work directory, or gs:// address."""
     return run.config.world_model.pretrained.rstrip("/")
-
-
-def _key(run: Run) -> str:
-    return f"world_model.pretrained: {_other(run)}"

@@ -76,8 +76,9 @@ def _decoded(results: Mapping[str, Any]) -> list[tuple[str, str]]:
         **{"normalised": math.nan} | row
     )
     rows = [
-        (f"  decoder, {row['labels']} labels", played(row))
-        for row in results.get("offline_decoding", ())
+        (f"  {name}, {row['labels']} labels", played(row))
+        for key, name in (("offline_decoding", "decoder"), ("offline_distillation", "distilled"))
+        for row in results.get(key, ())
     ]
     for key, name in (("online_decoding", "online decoding"), ("scratch", "PPO from scratch")):
         for row in results.get(key, ())[-1:]:

@@ -101,17 +101,17 @@ def return_histogram(
         axes.legend(frameon=False)
 
 
-def decoding_curve(
-    path: epath.PathLike, decoding: Sequence[Mapping[str, float]], lines: Mapping[str, float]
+def decoding_curves(
+    path: epath.PathLike,
+    curves: Mapping[str, Sequence[Mapping[str, float]]],
+    lines: Mapping[str, float],
 ) -> None:
-    """Draws the return of decoded latent policies against the number of labels.
+    """Draws the return of policies against the number of labels that they came from.
 
-    decoding: records with "labels", "return_mean" and "return_ci95".
+    curves: name -> records with "labels", "return_mean" and "return_ci95".
     lines: name -> return of what they are compared with, drawn as horizontal lines.
     """
-    with _return_curves(
-        path, "labels", "labelled transitions", {"decoded latent policy": decoding}, lines
-    ) as axes:
+    with _return_curves(path, "labels", "labelled transitions", curves, lines) as axes:
         axes.set_xscale("log", base=2)
 
 
@@ -123,7 +123,7 @@ def online_curves(
     """Draws the return of policies against the frames that they were trained on.
 
     curves: name -> records with "frames", "return_mean" and "return_ci95".
-    lines: as for `decoding_curve`.
+    lines: as for `decoding_curves`.
     """
     with _return_curves(path, "frames", "frames", curves, lines) as axes:
         axes.set_xlim(left=0)

@@ -29,7 +29,8 @@ SMALLER = [
     f"--config.evaluation.episodes={EPISODES}", "--config.data.train_frames=600",
     "--config.data.test_frames=200",
 ]
-PHASES = (*OFFLINE[:-1], *(f"decoder_{count}" for count in LABELS), *ONLINE)
+BEFORE = OFFLINE[: OFFLINE.index("decoder")]
+PHASES = (*BEFORE, *(f"decoder_{count}" for count in LABELS), "distillation", *ONLINE)
 UPDATES, FRAMES = 4, 512  # of the online stages
 
 
@@ -92,22 +93,24 @@ def test_a_run_leaves_its_results(place, finished):
         assert 0.0 <= results[name] <= 1.0
     assert 0.0 < results["copy_last_frame_error"] < 0.1 and 0.0 < results["fdm_error"] < 0.1
     assert 1.0 <= results["codebook_perplexity"] <= 8.0  # the tiny preset has 8 embeddings
-    assert [row["labels"] for row in results["offline_decoding"]] == list(LABELS)
+    for key in ("offline_decoding", "offline_distillation"):
+        assert [row["labels"] for row in results[key]] == list(LABELS)
     for key in ("online_decoding", "scratch"):
         assert [row["frames"] for row in results[key]] == [FRAMES]
     random, data = (results[f"{name}_policy"]["return_mean"] for name in ("random", "data"))
     for row in (results["behaviour_cloning"], *results["offline_decoding"],
-                *results["online_decoding"], *results["scratch"]):
+                *results["offline_distillation"], *results["online_decoding"], *results["scratch"]):
         assert row["episodes"] == EPISODES and row["return_ci95"] >= 0.0
         assert row["normalised"] == pytest.approx((row["return_mean"] - random) / (data - random))
     assert "probe_accuracy" in results["metrics"]["untrained_idm"]
     assert "supervised_idm_accuracy" in results["metrics"]["supervised_idm"]
     assert re.fullmatch("[0-9a-f]{64}", results["state_digest"])
-    losses = (f"{x}_losses" for x in (*OFFLINE[:-1], *ONLINE))
+    losses = (f"{x}_losses" for x in (*BEFORE, "distillation", *ONLINE))
     for plot in ("offline_decoding", "online_decoding", "predictions", "latents", *losses):
         assert (workdir / "plots" / f"{plot}.png").stat().st_size > 1000
     assert (workdir / "policy.mp4").stat().st_size > 1000
-    assert "decoder, 16 labels" in output and "PPO from scratch, 512 frames" in output
+    assert "decoder, 16 labels" in output and "distilled, 16 labels" in output
+    assert "PPO from scratch, 512 frames" in output
     assert f"results and plots in {workdir}" in output
 
 
@@ -174,8 +177,8 @@ def test_a_killed_and_stopped_run_ends_as_an_uninterrupted_one(place, finished):
     assert code == 0, error
     assert "decoder_16 20, online 4, scratch " in output
     whole, broken = read_results(finished[0]), read_results(place / "broken")
-    for name in ("state_digest", "offline_decoding", "online_decoding", "scratch",
-                 "behaviour_cloning", "random_policy"):
+    for name in ("state_digest", "offline_decoding", "offline_distillation", "online_decoding",
+                 "scratch", "behaviour_cloning", "random_policy"):
         assert broken[name] == whole[name]
     assert read_log(place / "broken") == read_log(finished[0])
 
@@ -191,6 +194,35 @@ def test_the_ablations_run(place, finished):
     assert [row["frames"] for row in curve] == [FRAMES]
     assert not any("labels" in record for record in read_log(place / "ablation"))
     assert "online decoding, 512 frames" in output
+
+
+def test_stages_of_another_run_are_taken(place, finished):
+    """Those that it has finished with the same settings; what follows is what it was there."""
+    workdir = place / "taken"
+    args = (
+        f"--config.pretrained={finished[0]}/", "--config.cloning.steps=10",
+        "--config.stages=latent_action,latent_policy,cloning,decoder",
+    )
+    code, output, error = finish(start(place, "taken", *args))
+    assert code == 0, error
+    assert f"latent_policy of {finished[0]}: {STEPS} steps, digest " in output
+    assert f"cloning is trained here: cloning.steps {STEPS} -> 10\n" in output
+    whole, results = read_results(finished[0]), read_results(workdir)
+    assert set(results["pretrained"]["digests"]) == {"latent_action", "latent_policy"}
+    for name in ("probe_accuracy", "fdm_error", "offline_decoding", "random_policy"):
+        assert results[name] == whole[name]
+    of = lambda path: [r for r in read_log(path) if r["phase"].startswith(("latent", "decoder"))]
+    assert of(workdir) == of(finished[0])
+
+    code, _, error = finish(start(
+        place, "other", f"--config.pretrained={finished[0]}", "--config.stages=latent_action",
+        "--config.vq.size=2",
+    ))
+    assert code == 2
+    assert error == (
+        f"error: pretrained: {finished[0]} has no finished stage with this run's settings "
+        "(latent_action: vq.size 4 -> 2)\n"
+    )
 
 
 def test_stages_can_be_chosen(place, finished):

@@ -123,6 +123,55 @@ def test_a_latent_policy_imitates_and_freezes_what_it_should(frames, trained):
     assert all((x == 0).all() for x in jax.tree.leaves(gradient))
 
 
+def test_distilled_policies_give_the_mean_of_what_decoders_say(frames, trained):
+    """Not what decoders say of the mean: actions are random here, so o_t tells nothing of z."""
+    policy = FrameNetwork(PATCHES, MODEL.idm.vq.latent_size)
+    network, decoder = FrameNetwork(PATCHES, ACTIONS), Decoder(DECODER.units, ACTIONS)
+    config = dataclasses.replace(TRAINING, steps=300, rows=64, learning_rate=3e-3)
+    latent = imitation.init(policy, config, SHAPE, 0).params
+    idm = {"idm": trained[0].params["idm"]}
+    steps = window_steps(frames[0].episode)[:600]
+    z = evaluate.latents(MODEL, idm, frames[0], steps)
+    action = frames[0].action[steps]
+    decoders = [
+        decode.fit(decoder, DECODER, Latents(z, action, np.int32(count)), 0)[0]
+        for count in (20, 600)
+    ]
+    frozen = idm | {
+        "trunk": latent["trunk"], "decoders": jax.tree.map(lambda *x: jnp.stack(x), *decoders),
+    }
+    head = imitation.init(network, config, SHAPE, 1).params["head"]
+    state = imitation.distillation_start(latent, head, 2, config, 0)
+    assert set(state.params) == {"fc", "head"}
+    loss = imitation.distillation_loss(network, MODEL, decoder)
+
+    windows = windows_at(frames[0], steps[:8])
+    probability = lambda one, z: jax.nn.softmax(decoder.apply({"params": one}, z))
+    wanted = 0.0
+    for index, one in enumerate(decoders):
+        params = jax.tree.map(lambda x, index=index: x[index], state.params)
+        params |= {"trunk": latent["trunk"]}
+        guess = jax.nn.log_softmax(evaluate.guesses(network, params, frames[0], steps[:8]))
+        wanted -= float(jnp.mean(jnp.sum(probability(one, z[:8]) * guess, -1)))
+    value, metrics = jax.jit(loss)(state.params, frozen, windows, windows)
+    np.testing.assert_allclose(value, wanted, rtol=1e-4)
+    np.testing.assert_allclose(metrics["loss"], wanted / 2, rtol=1e-4)
+    gradient = jax.jit(jax.grad(
+        lambda frozen: loss(state.params, frozen, windows, windows)[0]))(frozen)
+    for name in ("idm", "decoders"):
+        assert all((x == 0).all() for x in jax.tree.leaves(gradient[name]))
+
+    step = imitation.make_step(loss, config, 1)
+    state, _ = run(step, state, frozen, shard_frames(frames[0], 1), config.steps)
+    for index, one in enumerate(decoders):
+        params = jax.tree.map(lambda x, index=index: x[index], state.params)
+        logits = evaluate.guesses(network, params | {"trunk": latent["trunk"]}, frames[0], steps)
+        mean = jax.nn.softmax(logits).mean(0)
+        of_each, of_mean = probability(one, z).mean(0), probability(one, z.mean(0))
+        assert abs(mean - of_each).max() < 0.06
+        assert abs(of_mean - of_each).max() > 0.15  # the test can tell the two
+
+
 def test_a_supervised_inverse_model_and_cloning(frames):
     """Three frames tell the action exactly; one frame tells that of a policy that reads it."""
     network = FrameNetwork(PATCHES, ACTIONS)

@@ -2,7 +2,8 @@
 
 Stage 2 of LAPO (section 4.2) regresses the latent action that stage 1's frozen inverse dynamics
 infers; behaviour cloning and the supervised inverse model, the references, classify true actions.
-All three are one `FrameNetwork` with one train step; they differ in the loss.
+Distillation, which LAPO does not have, classifies what decoders make of the latent actions. All are
+one `FrameNetwork` with one train step; they differ in the loss and in what of the network learns.
 """
 
 import functools
@@ -17,6 +18,7 @@ import optax
 
 from lawm_jax.data.frames import FrameShards, FrameWindows
 from lawm_jax.lapo import learner
+from lawm_jax.lapo.decode import Decoder
 from lawm_jax.lapo.idm import stack_frames
 from lawm_jax.lapo.learner import LatentActionModel, Metrics, Params
 from lawm_jax.lapo.optimiser import TrainingConfig, make_optimiser
@@ -43,6 +45,11 @@ def init(
 ) -> ImitationState:
     """A fresh train state. frame_shape: [H, W, C] of the input, C = 9 for the inverse model."""
     params = network.init(jax.random.key(seed), jnp.zeros((1, *frame_shape)))["params"]
+    return start(params, config, seed)
+
+
+def start(params: Params, config: TrainingConfig, seed: int) -> ImitationState:
+    """A train state of the given parameters, which it may donate."""
     return ImitationState(
         params=params,
         opt_state=make_optimiser(config).init(params),
@@ -78,6 +85,51 @@ def cloning_loss(policy: FrameNetwork) -> Loss:
         del frozen, windows
         return classification(policy.apply({"params": params}, scale(shifted.current)),
                               shifted.action)
+
+    return loss
+
+
+def distillation_start(
+    policy: Params, head: Params, decoders: int, config: TrainingConfig, seed: int
+) -> ImitationState:
+    """One policy of true actions a decoder: the latent policy's `fc` and a new head, [K, ...] each.
+
+    Args:
+      policy: the latent policy's parameters; its trunk stays as it is and is not among these.
+      head: a linear layer from features to logits.
+      decoders: K.
+    """
+    own = {"fc": policy["fc"], "head": head}
+    repeat = lambda x: jnp.repeat(jnp.asarray(x)[None], decoders, 0)
+    return start(jax.tree.map(repeat, own), config, seed)
+
+
+def distillation_loss(
+    policy: FrameNetwork, model: LatentActionModel, decoder: Decoder
+) -> Loss:
+    """Cross-entropy of what K decoders make of z_t, given o_t; the sum of K policies' losses.
+
+    A latent policy that regresses z_t tends to the mean of the latents that may follow a frame, and
+    what a decoder makes of a mean is not the mean of what it makes of each. Here the decoders come
+    first and the mean second: p(a | o_t) = E[d(z_t) | o_t], learned from all frames and from no
+    other labels than the decoders'.
+
+    Trained: {"fc", "head"} of `distillation_start`. Frozen: {"trunk", "idm", "decoders"}, the
+    decoders' parameters with a leading axis [K].
+    """
+
+    def loss(
+        params: Params, frozen: dict[str, Params], windows: FrameWindows, shifted: FrameWindows
+    ) -> tuple[jax.Array, Metrics]:
+        z = learner.infer(model, frozen, windows)
+        decode = lambda one: jax.nn.softmax(decoder.apply({"params": one}, z))
+        target = jax.lax.stop_gradient(jax.vmap(decode)(frozen["decoders"]))
+        frames = scale(shifted.current)
+        trunk = {"trunk": frozen["trunk"]}  # unbatched: the K policies share its features
+        logits = jax.vmap(lambda own: policy.apply({"params": own | trunk}, frames))(params)
+        chex.assert_equal_shape([target, logits])
+        error = optax.softmax_cross_entropy(logits, target).mean(-1)
+        return error.sum(), {"loss": error.mean()}
 
     return loss
 

@@ -19,7 +19,7 @@ from lawm_jax.online.ppo import PPOConfig
 from lawm_jax.runner import rows_per_device
 from lawm_jax.vision import EncoderConfig, FrameNetwork
 
-TRAININGS = ("latent_action", "latent_policy", "cloning", "supervised_idm")
+TRAININGS = ("latent_action", "latent_policy", "cloning", "supervised_idm", "distillation")
 
 
 class Program(NamedTuple):
@@ -39,6 +39,7 @@ class Program(NamedTuple):
     supervised_idm: TrainingConfig
     decoder: Decoder
     decoding: DecoderConfig
+    distillation: TrainingConfig
     online: Online
     scratch: Online
     expert: Online
