@@ -241,11 +241,12 @@ def _imitate(
     measure: Callable[[imitation.ImitationState], Metrics],
     shown: str,
     frozen: Any = None,
+    many: bool = False,
 ) -> None:
     settings = getattr(job.program, phase)
     job.session.train(
         phase,
-        data_parallel(job, imitation.make_step(loss, settings, job.mesh.size)),
+        data_parallel(job, imitation.make_step(loss, settings, job.mesh.size, many)),
         shared=frozen,
         sharded=batches(job, settings),
         total=settings.steps,
@@ -318,7 +319,7 @@ def _distillation(job: Job, labels: tuple[int, ...]) -> None:
         return metrics
 
     loss = imitation.distillation_loss(program.cloner, program.model, program.decoder)
-    _imitate(job, "distillation", loss, measure, "gradient_norm", frozen)
+    _imitate(job, "distillation", loss, measure, "gradient_norm", frozen, many=True)
 
 
 def _online(job: Job) -> None:

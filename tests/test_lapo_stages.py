@@ -161,8 +161,14 @@ def test_distilled_policies_give_the_mean_of_what_decoders_say(frames, trained):
     for name in ("idm", "decoders"):
         assert all((x == 0).all() for x in jax.tree.leaves(gradient[name]))
 
-    step = imitation.make_step(loss, config, 1)
+    step = imitation.make_step(loss, config, 1, many=True)
+    alone = imitation.distillation_start(latent, head, 1, config, 0)  # donated: made anew
     state, _ = run(step, state, frozen, shard_frames(frames[0], 1), config.steps)
+    second = frozen | {"decoders": jax.tree.map(lambda x: x[1:], frozen["decoders"])}
+    alone, _ = run(step, alone, second, shard_frames(frames[0], 1), config.steps)
+    jax.tree.map(
+        lambda x, y: np.testing.assert_allclose(x[1], y[0], atol=1e-4), state.params, alone.params
+    )
     for index, one in enumerate(decoders):
         params = jax.tree.map(lambda x, index=index: x[index], state.params)
         logits = evaluate.guesses(network, params | {"trunk": latent["trunk"]}, frames[0], steps)

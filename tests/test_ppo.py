@@ -93,14 +93,18 @@ def test_rewards_are_scaled_by_the_deviation_of_running_returns():
     rng = np.random.default_rng(0)
     parts = [(5 * rng.standard_normal((2, 50)).astype(np.float32), rng.random((2, 50)) < 0.1)
              for _ in range(2)]
+    resets = np.zeros((2, 50), bool)
+    resets[:, 1:] = parts[1][1][:, :-1]  # of the second rollout: they count as nothing
+    parts = [(*parts[0], np.ones((2, 50), np.float32)),
+             (parts[1][0] * ~resets, parts[1][1] & ~resets, (~resets).astype(np.float32))]
     values, running = [], np.zeros(2)
     state = reward_scale.init(2)
-    for reward, done in parts:
+    for reward, done, weight in parts:
         scale = functools.partial(reward_scale.normalise, discount=0.9, clip=1.0)
-        state, scaled = mapped(scale)(state, reward, done)
+        state, scaled = mapped(scale)(state, reward, done, weight)
         for t in range(50):
             running = 0.9 * running + reward[:, t]
-            values.append(running.copy())
+            values.extend(running[weight[:, t] > 0])
             running[done[:, t]] = 0
         deviation = np.std(values)
         np.testing.assert_allclose(jnp.sqrt(state.variance), deviation, rtol=1e-4)
@@ -170,7 +174,7 @@ def test_a_minibatch_step_against_its_definition():
     before = jax.device_get(state.params)
     _, reward = mapped(functools.partial(
         reward_scale.normalise, discount=config.discount, clip=config.reward_clip,
-    ))(reward_scale.init(2), rollout.reward, rollout.done)
+    ))(reward_scale.init(2), rollout.reward, rollout.done, rollout.weight)
     advantage = generalised_advantages(
         reward.T, rollout.value.T, rollout.last_value, 1.0 - rollout.done.T, config.discount,
         config.lambda_).T

@@ -48,11 +48,13 @@ def init(
     return start(params, config, seed)
 
 
-def start(params: Params, config: TrainingConfig, seed: int) -> ImitationState:
-    """A train state of the given parameters, which it may donate."""
+def start(
+    params: Params, config: TrainingConfig, seed: int, many: bool = False
+) -> ImitationState:
+    """A train state of the given parameters; many: of several networks, see `make_step`."""
     return ImitationState(
         params=params,
-        opt_state=make_optimiser(config).init(params),
+        opt_state=_optimiser(config, many).init(params),
         seed=jnp.asarray(seed, jnp.int32),
         step=jnp.zeros((), jnp.int32),
     )
@@ -101,7 +103,7 @@ def distillation_start(
     """
     own = {"fc": policy["fc"], "head": head}
     repeat = lambda x: jnp.repeat(jnp.asarray(x)[None], decoders, 0)
-    return start(jax.tree.map(repeat, own), config, seed)
+    return start(jax.tree.map(repeat, own), config, seed, many=True)
 
 
 def distillation_loss(
@@ -156,13 +158,15 @@ def classification(logits: jax.Array, action: jax.Array) -> tuple[jax.Array, Met
 
 
 def make_step(
-    loss: Loss, config: TrainingConfig, devices: int
+    loss: Loss, config: TrainingConfig, devices: int, many: bool = False
 ) -> Callable[[ImitationState, Any, FrameShards], tuple[ImitationState, Metrics]]:
     """The per-device train step that `runner.data_parallel` maps.
 
-    Its shared input is the loss's frozen parameters, None where it has none.
+    Its shared input is the loss's frozen parameters, None where it has none. many: the parameters
+    are those of several networks on a leading axis, the loss is the sum of theirs, and the
+    gradients of each are clipped by their own norm, so that they learn as each would alone.
     """
-    rows, optimiser = config.rows // devices, make_optimiser(config)
+    rows, optimiser = config.rows // devices, _optimiser(config, many)
 
     def step(
         state: ImitationState, frozen: Any, shard: FrameShards
@@ -181,3 +185,11 @@ def make_step(
         return state, metrics
 
     return step
+
+
+def _optimiser(config: TrainingConfig, many: bool) -> optax.GradientTransformation:
+    """The stages' optimiser, or one for each network of a leading axis."""
+    one = make_optimiser(config)
+    if not many:
+        return one
+    return optax.GradientTransformation(jax.vmap(one.init), jax.vmap(one.update))

@@ -255,7 +255,7 @@ def make_prepare(
         real = rollout.weight > 0
         reward, done = jnp.where(real, rollout.reward, 0.0), rollout.done & real
         rewards, reward = normalise(
-            state.rewards, reward, done, config.discount, config.reward_clip
+            state.rewards, reward, done, rollout.weight, config.discount, config.reward_clip
         )
         advantage = generalised_advantages(
             reward.T, rollout.value.T, rollout.last_value, 1.0 - done.T.astype(jnp.float32),

@@ -27,12 +27,18 @@ def init(envs: int) -> RewardScale:
 
 
 def normalise(
-    scale: RewardScale, reward: jax.Array, done: jax.Array, discount: float, clip: float
+    scale: RewardScale,
+    reward: jax.Array,
+    done: jax.Array,
+    weight: jax.Array,
+    discount: float,
+    clip: float,
 ) -> tuple[RewardScale, jax.Array]:
     """Rewards [N, T] over the deviation of the running discounted return, clipped at +- clip.
 
     Inside a mapped step: N is this device's share; the moments are of all devices. The rollout's
-    own returns are counted before its rewards are scaled.
+    own returns are counted before its rewards are scaled; steps of weight 0, which must have no
+    reward and end nothing, are not.
     """
     rows = reward.shape[0]
     first = jax.lax.axis_index(AXIS) * rows
@@ -44,9 +50,10 @@ def normalise(
         return jnp.where(done, 0.0, value), value
 
     running, values = jax.lax.scan(forward, running, (reward.T, done.T))
-    mean = jax.lax.pmean(jnp.mean(values), AXIS)
-    variance = jax.lax.pmean(jnp.mean((values - mean) ** 2), AXIS)
-    size = values.size * jax.lax.axis_size(AXIS)
+    total = lambda x: jax.lax.psum(jnp.sum(weight.T * x), AXIS)
+    size = total(jnp.ones_like(values))
+    mean = total(values) / jnp.maximum(size, 1.0)
+    variance = total((values - mean) ** 2) / jnp.maximum(size, 1.0)
     # Chan et al.'s sum of moments
     count = scale.count + size
     change = mean - scale.mean
