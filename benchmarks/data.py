@@ -5,12 +5,15 @@
 Shards of random trajectories in the config's sizes are written to a temporary directory and read
 back as a run reads them; windows are sampled by the compiled function that the train step calls;
 environments are stepped with random actions. Of a game (--config=configs/procgen.py:miner,small)
-the shards hold what its expert does, and windows are drawn on the host, as streamed.
+the shards hold what its expert does, windows are drawn on the host, as streamed, and a decoded
+latent policy acts, too.
 """
 
 import contextlib
+import functools
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +23,7 @@ import numpy as np
 
 from benchmarks import report
 from benchmarks.control_steps import labelled_count, random_data
+from benchmarks.lapo_steps import program_of
 from benchmarks.report import Row
 from benchmarks.timing import fastest
 from benchmarks.train_steps import of_lapo
@@ -31,7 +35,9 @@ from lawm_jax.data.shards import read_dataset, write_dataset
 from lawm_jax.data.trajectory import Trajectory
 from lawm_jax.data.windows import sample_windows
 from lawm_jax.envs.dmc import ControlSuite, task_spec
-from lawm_jax.envs.procgen import NUM_ACTIONS, Procgen
+from lawm_jax.envs.procgen import FRAME, NUM_ACTIONS, Procgen
+from lawm_jax.lapo import decode, imitation
+from lawm_jax.lapo.play import make_actor
 from lawm_jax.lawm.methods import resolve
 
 SAMPLES, ENVIRONMENTS, ENVIRONMENT_STEPS = 200, 16, 200
@@ -47,25 +53,22 @@ def frame_rows(config: Any) -> list[Row]:
     """Of a game: its steps, frames in shards, and streamed windows of them."""
     envs = config.data.num_envs
     rng = np.random.default_rng(0)
-    with contextlib.closing(Procgen(config.task, ENVIRONMENTS, seed=0)) as env:
-
-        def play() -> None:
-            env.reset()
-            for _ in range(ENVIRONMENT_STEPS):
-                env.step(rng.integers(NUM_ACTIONS, size=ENVIRONMENTS))
-
-        measured = [{
-            "step": "step_environments",
-            "steps_per_second": ENVIRONMENTS * ENVIRONMENT_STEPS / fastest(play),
-        }]  # fmt: skip
+    random = lambda observation: rng.integers(NUM_ACTIONS, size=len(observation))
+    measured = [
+        _played("step_environments", config.task, ENVIRONMENTS, random),
+        _played("act", config.task, config.evaluation.envs, _decoded(config)),
+    ]
     with (
         contextlib.closing(Procgen(config.task, envs, seed=0)) as env,
         tempfile.TemporaryDirectory() as directory,
     ):
         expert = expert_of(config)
         act = expert.make_act(0)
+        begin = time.perf_counter()
         episodes = list(record_episodes(env, act, FRAMES, Tally(), expert.patience))
         frames = sum(len(episode.observation) for episode in episodes)
+        seconds = time.perf_counter() - begin
+        measured.append({"step": "record_expert", "steps_per_second": frames / seconds})
         begin = time.perf_counter()
         path = write_frames(directory, f"{config.task}/noise", episodes, episodes[:1], {})
         written = time.perf_counter() - begin
@@ -85,6 +88,32 @@ def frame_rows(config: Any) -> list[Row]:
         "windows_per_second": batch * SAMPLES / seconds,
     })  # fmt: skip
     return measured
+
+
+def _decoded(config: Any) -> Callable[[np.ndarray], np.ndarray]:
+    """An untrained latent policy with its decoder: observation [N, H, W, 3] -> actions [N]."""
+    program = program_of(config)
+    policy = imitation.init(program.policy, program.latent_policy, FRAME, 0).params
+    size = program.model.idm.vq.latent_size
+    params = {
+        "policy": policy, "decoder": decode.init(program.decoder, program.decoding, size, 0).params,
+    }
+    logits = functools.partial(decode.decoded_logits, program.policy, program.decoder)
+    actor = make_actor(logits, config.evaluation.temperature)
+    return lambda observation: np.asarray(actor(params, observation, 0, 0))
+
+
+def _played(name: str, game: str, envs: int, act: Callable[[np.ndarray], np.ndarray]) -> Row:
+    """Frames/s of a policy in the game, its environments' steps included."""
+    with contextlib.closing(Procgen(game, envs, seed=0)) as env:
+
+        def play() -> None:
+            observation = env.reset()
+            for _ in range(ENVIRONMENT_STEPS):
+                observation = env.step(act(observation)).observation
+
+        seconds = fastest(play)
+    return {"step": name, "steps_per_second": envs * ENVIRONMENT_STEPS / seconds}
 
 
 def control_rows(config: Any) -> list[Row]:

@@ -150,14 +150,23 @@ def _draw_curves(job: Job, results: Mapping[str, Any]) -> None:
 
 
 def _draw_predictions(job: Job) -> None:
-    """Real and predicted next frames of held-out windows, one for each common code."""
+    """Real and predicted next frames of held-out windows, one for each of the commonest latents.
+
+    And what every one of these latents makes of the first window's frame. Without a codebook they
+    are those of the first windows.
+    """
     model, state = job.program.model, runner.local(job.session.state["latent_action"])
-    chosen = evaluate.examples(evaluate.describe(model, state, job.test, job.unseen))
-    steps = job.unseen[list(chosen.values())]
-    plots.frame_table(job.run.workdir / "plots" / "predictions.png", list(chosen), {
+    seen = evaluate.describe(model, state, job.test, job.unseen)
+    vq = model.idm.vq.enabled
+    chosen = evaluate.examples(seen if vq else seen._replace(indices=np.arange(len(seen.z))))
+    steps, z = job.unseen[chosen], seen.quantised[chosen]
+    predict = lambda steps: evaluate.predicted_frames(model, state, job.test, steps, z)
+    columns = [",".join(map(str, seen.indices[i].ravel())) if vq else "-" for i in chosen]
+    plots.frame_table(job.run.workdir / "plots" / "predictions.png", columns, {
         "frame": job.test.observation[steps],
         "next": job.test.observation[steps + 1],
-        "predicted": evaluate.predicted_frames(model, state, job.test, steps),
+        "predicted": predict(steps),
+        "of the first": predict(np.repeat(steps[:1], len(steps))),
     })
 
 

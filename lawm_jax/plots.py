@@ -152,9 +152,9 @@ def _return_curves(
 
 
 def frame_table(
-    path: epath.PathLike, columns: Sequence[int], rows: Mapping[str, np.ndarray]
+    path: epath.PathLike, columns: Sequence[str], rows: Mapping[str, np.ndarray]
 ) -> None:
-    """Draws frames in rows under the codes of their columns.
+    """Draws frames in rows under the titles of their columns.
 
     rows: name -> [columns, H, W, 3] uint8.
     """
@@ -166,8 +166,8 @@ def frame_table(
             axes.set_xticks([])
             axes.set_yticks([])
         line[0].set_ylabel(name, fontsize=9)
-    for axes, code in zip(panels[0], columns, strict=True):
-        axes.set_title(f"code {code}", fontsize=9)
+    for axes, title in zip(panels[0], columns, strict=True):
+        axes.set_title(title, fontsize=min(9.0, 60 / max(len(title), 1)))
     _write(figure, path)
 
 

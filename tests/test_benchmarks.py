@@ -216,7 +216,10 @@ def test_speed_of_the_data_of_a_control_task(fed):
 
 def test_speed_of_the_data_of_a_game(fed):
     rows = fed("configs/procgen.py:miner,tiny")
-    assert list(rows) == ["step_environments", "write_frames", "read_frames", "stream_windows"]
+    assert list(rows) == [
+        "step_environments", "act", "record_expert", "write_frames", "read_frames",
+        "stream_windows",
+    ]
     sizes = {rows[name]["bytes_a_frame"] for name in ("write_frames", "read_frames")}
     assert len(sizes) == 1 and 0 < sizes.pop() < 64 * 64 * 3  # compressed
     drawn, batch = rows["stream_windows"], get_game("miner,tiny").latent_action.rows

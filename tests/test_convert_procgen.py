@@ -88,6 +88,18 @@ def test_the_meaning_of_done_can_be_told_or_must_be(tmp_path):
         list(read_lapo(tmp_path / "train", "never"))
 
 
+def test_done_means_the_same_in_all_files(tmp_path):
+    """A file that does not tell is read as those that do; two that disagree are refused."""
+    write(tmp_path, "first")
+    clear = [len(episode.observation) for episode in read_lapo(tmp_path / "test")]
+    still = chunk(3, "first", obs=np.zeros((13, 64, 64, 3), np.uint8))
+    np.savez_compressed(tmp_path / "test" / "10.npz", **still)
+    assert [len(x.observation) for x in read_lapo(tmp_path / "test")] == [*clear, *clear]
+    np.savez_compressed(tmp_path / "test" / "12.npz", **chunk(4, "last"))
+    with pytest.raises(InputError, match=r"12\.npz: done marks .* last row, in .*11\.npz"):
+        list(read_lapo(tmp_path / "test"))
+
+
 @pytest.mark.parametrize(
     "changes, message",
     [

@@ -79,6 +79,24 @@ def test_the_latents_tell_the_action(several, described):
     np.testing.assert_allclose(errors["copy_last_frame_error"], changed, rtol=1e-4)
 
 
+def test_examples_of_latents_and_what_they_predict(several, trained, described):
+    seen, steps = described[1], draw_steps(several[1], 400, 0)
+    chosen = evaluate.examples(seen, 3)
+    codes = seen.indices.reshape(len(seen.z), -1)
+    uses = [int((codes == codes[i]).all(-1).sum()) for i in chosen]
+    assert len({tuple(codes[i]) for i in chosen}) == 3 and uses == sorted(uses, reverse=True)
+    assert uses[0] == np.unique(codes, axis=0, return_counts=True)[1].max()
+    z = seen.quantised[chosen]
+    predicted = evaluate.predicted_frames(MODEL, trained[0], several[1], steps[chosen], z)
+    error = (predicted / 255.0 - several[1].observation[steps[chosen] + 1] / 255.0) ** 2
+    np.testing.assert_allclose(error.mean((1, 2, 3)), seen.fdm_error[chosen], rtol=0.1, atol=2e-3)
+    of_first = evaluate.predicted_frames(
+        MODEL, trained[0], several[1], np.repeat(steps[chosen[:1]], 3), z
+    )
+    np.testing.assert_array_equal(of_first[0], predicted[0])
+    assert not (of_first[1] == of_first[0]).all()
+
+
 def test_metrics_of_frames_that_do_not_change(described):
     seen = jax.tree.map(lambda x: x[:4], described[1])
     seen = seen._replace(
@@ -90,6 +108,40 @@ def test_metrics_of_frames_that_do_not_change(described):
     assert metrics["copy_last_frame_error_changed"] == 6.0 and metrics["changed_frames"] == 0.5
     still = seen._replace(changed=np.zeros(4, bool))
     assert "fdm_error_changed" not in evaluate.prediction_metrics(MODEL, still)
+
+
+def test_metrics_over_the_windows_that_change(several, described):
+    some = [x._replace(changed=np.arange(len(x.z)) % 2 == 0) for x in described]
+    alone = [
+        jax.tree.map(lambda x, part=part: x[part.changed], part)._replace(
+            changed=np.zeros(len(part.z) // 2, bool))
+        for part in some
+    ]
+    metrics = evaluate.action_metrics(*some, ACTIONS, merge=[0, 0, 1, 1])
+    expected = evaluate.action_metrics(*alone, ACTIONS, merge=[0, 0, 1, 1])
+    assert len(metrics) == 2 * len(expected) == 12
+    for name, value in expected.items():
+        assert metrics[f"{name}_changed"] == value
+
+    frames, steps = several[1], window_steps(several[1].episode)[:40:2]
+    observation = frames.observation.copy()
+    observation[steps[:10] + 1] = observation[steps[:10]]
+    frames = frames._replace(observation=observation)
+    policy = FrameNetwork(PATCHES, MODEL.idm.vq.latent_size)
+    params = imitation.init(policy, TRAINING, SHAPE, 0).params
+    z = np.random.default_rng(0).standard_normal((20, MODEL.idm.vq.latent_size))
+    metrics = evaluate.latent_policy_metrics(policy, params, frames, steps, z)
+    moving = evaluate.latent_policy_metrics(policy, params, frames, steps[10:], z[10:])
+    for name in ("latent_policy_error", "latent_policy_explained"):
+        np.testing.assert_allclose(metrics[f"{name}_changed"], moving[name], rtol=1e-5)
+        assert metrics[name] != metrics[f"{name}_changed"]
+    network = FrameNetwork(PATCHES, ACTIONS)
+    params = imitation.init(network, TRAINING, SHAPE, 0).params
+    metrics = evaluate.cloning_accuracy(network, params, frames, steps, [0, 0, 1, 1])
+    moving = evaluate.cloning_accuracy(network, params, frames, steps[10:], [0, 0, 1, 1])
+    assert len(metrics) == 4
+    for name in ("cloning_accuracy", "cloning_accuracy_merged"):
+        np.testing.assert_allclose(metrics[f"{name}_changed"], moving[name])
 
 
 def test_a_probe_of_noise_is_no_better_than_the_majority():

@@ -3,7 +3,7 @@
 A game's folder has train/ and test/ with .npz chunks of consecutive rows, 32,768 or 4,096 each:
 obs [N, 64, 64, 3] uint8, ta [N] true actions, done [N], rewards, ep_returns, values [N], and
 logprobs [N] where a file has them. An action and a reward stand in the row of the frame that they
-were taken at and earned by.
+were taken at and earned by. `done` marks the same row of an episode throughout a folder.
 
 Procgen's own engine goes straight from an episode's last action to the next episode's first frame.
 So the published data has no frame that an episode's last action led to: that action and its reward
@@ -11,7 +11,7 @@ are dropped here, the episode's return is kept. Chunks are read each by itself, 
 cut by the end of a chunk becomes two pieces.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -67,29 +67,53 @@ def read_lapo(directory: epath.PathLike, done: str = "auto") -> Iterator[Episode
     """Yields the episodes, and pieces of episodes, of a folder of chunks, in the chunks' order.
 
     Raises:
-        InputError: no files, a damaged file, missing or misaligned arrays, or no way to tell
-            what `done` marks.
+        InputError: no files, a damaged file, missing or misaligned arrays, no way to tell what
+            `done` marks, or files that differ in it.
     """
     if done not in DONE:
         raise InputError(f"done: must be one of {', '.join(DONE)}, not '{done}'")
-    for path in data_files(directory, ".npz"):
-        yield from parse_file(path, _episodes, done)
+    paths, teller = data_files(directory, ".npz"), None
+    if done == "auto":
+        done, teller = _settle(paths)
+    for path in paths:
+        yield from parse_file(path, _episodes, done, teller)
 
 
-def _episodes(arrays: Mapping[str, Any], done: str, path: epath.Path) -> list[Episode]:
-    observation = _array(arrays, "obs", path)
-    rows = len(observation)
-    if observation.shape[1:] != FRAME or observation.dtype != np.uint8:
+def _settle(paths: Iterable[epath.Path]) -> tuple[str, epath.Path | None]:
+    """What `done` marks by the first file that tells, and which that is.
+
+    "either", and none, where no file has marks to tell it from.
+    """
+    unclear = None
+    for path in paths:
+        (meaning,) = parse_file(path, lambda arrays, path: [_meaning(*_frames(arrays, path))])
+        if meaning in ("last", "first"):
+            return meaning, path
+        if meaning == "unclear":
+            unclear = unclear or path
+    if unclear:
         raise InputError(
-            f"{path}: obs must be uint8 [N, 64, 64, 3], not {observation.dtype} {observation.shape}"
+            f"{unclear}: cannot tell from the frames whether done marks an episode's first or last "
+            "row, nor from other files: say which (--done=first or --done=last)"
         )
+    return "either", None
+
+
+def _episodes(
+    arrays: Mapping[str, Any], done: str, teller: epath.Path | None, path: epath.Path
+) -> list[Episode]:
+    observation, marks = _frames(arrays, path)
+    rows = len(observation)
     action, reward, value, episode_return = (
         _array(arrays, key, path, rows) for key in ("ta", "rewards", "values", "ep_returns")
     )
     log_prob = _array(arrays, "logprobs", path, rows) if "logprobs" in arrays else np.zeros(rows)
-    marks = np.flatnonzero(_array(arrays, "done", path, rows))
-    if done == "auto":
-        done = _meaning(observation, marks, path)
+    opposite = {"last": "first", "first": "last"}.get(done)
+    if teller and _meaning(observation, marks) == opposite:
+        raise InputError(
+            f"{path}: done marks an episode's {opposite} row, in {teller} its {done} one; convert "
+            "them apart, or say which it is (--done=first or --done=last)"
+        )
     cuts = [marks + 1] * (done in ("last", "either")) + [marks] * (done in ("first", "either"))
     starts = np.unique(np.concatenate([[0], *cuts]))
     starts = starts[starts < rows]
@@ -111,14 +135,25 @@ def _episodes(arrays: Mapping[str, Any], done: str, path: epath.Path) -> list[Ep
     return episodes
 
 
-def _meaning(observation: np.ndarray, marks: np.ndarray, path: epath.Path) -> str:
+def _frames(arrays: Mapping[str, Any], path: epath.Path) -> tuple[np.ndarray, np.ndarray]:
+    """A chunk's frames and the rows that `done` marks."""
+    observation = _array(arrays, "obs", path)
+    if observation.shape[1:] != FRAME or observation.dtype != np.uint8:
+        raise InputError(
+            f"{path}: obs must be uint8 [N, 64, 64, 3], not {observation.dtype} {observation.shape}"
+        )
+    return observation, np.flatnonzero(_array(arrays, "done", path, len(observation)))
+
+
+def _meaning(observation: np.ndarray, marks: np.ndarray) -> str:
     """Whether `done` marks rows that are followed ("last") or preceded ("first") by a jump.
 
-    Only "either" can be said of marks in the first or the last row of a chunk alone.
+    "unclear" where the frames jump at both sides or at none; "either" where all marks are in the
+    first or the last row of the chunk, which can be cut at both sides.
     """
     inner = marks[(marks > 0) & (marks < len(observation) - 1)]
     if not len(inner):
-        return "either"  # nothing to tell it from: cut at both sides
+        return "either"
 
     def change(row: np.ndarray) -> float:
         steps = (observation[r].astype(np.int16) - observation[r - 1] for r in row)
@@ -126,10 +161,7 @@ def _meaning(observation: np.ndarray, marks: np.ndarray, path: epath.Path) -> st
 
     after, before = change(inner + 1), change(inner)
     if max(after, before) <= _CLEARLY * min(after, before):
-        raise InputError(
-            f"{path}: cannot tell from the frames whether done marks an episode's first or last "
-            "row: say which (--done=first or --done=last)"
-        )
+        return "unclear"
     return "last" if after > before else "first"
 
 

@@ -1,10 +1,12 @@
 """What LAPO's models make of held-out frames: prediction errors, codes, probes of the latents.
 
 Everything is computed from windows given by their steps; true actions serve as the reference only.
+Metrics whose names end in `_changed` are over the windows whose frame changes alone: they are left
+out where none does.
 """
 
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -86,41 +88,43 @@ def _describe(
 
 
 def predicted_frames(
-    model: LatentActionModel, state: LatentActionState, frames: FrameArrays, steps: np.ndarray
+    model: LatentActionModel,
+    state: LatentActionState,
+    frames: FrameArrays,
+    steps: np.ndarray,
+    z: np.ndarray,
 ) -> np.ndarray:
-    """Predicted next frames [M, H, W, 3] uint8 of the windows of the given steps."""
-    return in_chunks(functools.partial(_predict, model, state), frames, steps)
+    """Predicted next frames [M, H, W, 3] uint8 of the windows of the given steps, for z [M, Z].
+
+    z: after the bottleneck, that of the window itself (`Description.quantised`) or any other.
+    """
+    return np.asarray(_predict(model, state, windows_at(frames, steps), z))
 
 
 @functools.partial(jax.jit, static_argnums=0)
 def _predict(
-    model: LatentActionModel, state: LatentActionState, windows: FrameWindows
+    model: LatentActionModel, state: LatentActionState, windows: FrameWindows, z: jax.Array
 ) -> jax.Array:
-    quantised = learner.bottleneck(
-        model, state.codebook, learner.infer(model, state.params, windows)
-    )
-    prediction = learner.predict(model, state, windows, quantised.z)
+    prediction = learner.predict(model, state, windows, z)
     return jnp.round(jnp.clip(prediction + 0.5, 0.0, 1.0) * 255.0).astype(jnp.uint8)
 
 
-def examples(seen: Description, count: int = 8) -> dict[int, int]:
-    """The commonest values of a latent's first code -> the first window of each, [M] index.
+def examples(seen: Description, count: int = 8) -> list[int]:
+    """The first window of each of the commonest latents, all their codes taken together.
 
-    Of the windows whose frame changes, or of all where none does.
+    Of the windows whose frame changes, or of all where none does. Returns indices into M, those of
+    the commonest latent first.
     """
     among = np.flatnonzero(seen.changed) if seen.changed.any() else np.arange(len(seen.changed))
-    codes, first, uses = np.unique(
-        seen.indices[among, 0, 0], return_index=True, return_counts=True
-    )
-    order = np.argsort(-uses, kind="stable")[:count]
-    return {int(codes[i]): int(among[first[i]]) for i in order}
+    codes = seen.indices[among].reshape(len(among), -1)
+    _, first, uses = np.unique(codes, axis=0, return_index=True, return_counts=True)
+    return among[first[np.argsort(-uses, kind="stable")[:count]]].tolist()
 
 
 def prediction_metrics(model: LatentActionModel, seen: Description) -> dict[str, float]:
     """Next-frame error beside that of copying the last frame, and the use of the codes.
 
-    `_changed` is over the windows whose frame changes, left out where none does; `relative` is the
-    error in units of the copy's.
+    `relative` is the error in units of the copy's.
     """
     metrics = {
         "fdm_error": seen.fdm_error.mean(),
@@ -133,9 +137,11 @@ def prediction_metrics(model: LatentActionModel, seen: Description) -> dict[str,
         metrics["copy_last_frame_error_changed"] = copied.mean()
         metrics["fdm_error_relative"] = seen.fdm_error.mean() / seen.copy_error.mean()
     if model.idm.vq.enabled:
-        used = vq.usage(seen.indices, model.idm.vq.embeddings)
-        metrics["codebook_perplexity"] = vq.perplexity(used)
-        metrics["dead_codes"] = np.sum(np.asarray(used) == 0)
+        for suffix, indices in (("", seen.indices), ("_changed", seen.indices[seen.changed])):
+            if len(indices):
+                used = vq.usage(indices, model.idm.vq.embeddings)
+                metrics[f"codebook_perplexity{suffix}"] = vq.perplexity(used)
+                metrics[f"dead_codes{suffix}"] = np.sum(np.asarray(used) == 0)
     return {name: float(value) for name, value in metrics.items()}
 
 
@@ -147,6 +153,17 @@ def action_metrics(
     merge: [actions] class of each action, where several do the same; adds the same metrics with
       `_merged` for these classes.
     """
+    metrics = _action_metrics(train, test, actions, merge)
+    moving = [jax.tree.map(lambda x, part=part: x[part.changed], part) for part in (train, test)]
+    if all(len(part.z) for part in moving):
+        of_changed = _action_metrics(*moving, actions, merge)
+        metrics |= {f"{name}_changed": value for name, value in of_changed.items()}
+    return metrics
+
+
+def _action_metrics(
+    train: Description, test: Description, actions: int, merge: Sequence[int] | None
+) -> dict[str, float]:
     classes = {"": np.arange(actions)}
     if merge is not None:
         classes["_merged"] = np.asarray(merge)
@@ -211,12 +228,19 @@ def latent_policy_metrics(
     policy: FrameNetwork, params: Params, frames: FrameArrays, steps: np.ndarray, z: np.ndarray
 ) -> dict[str, float]:
     """Error of the latent policy's guess of z [M, Z], and the share of z's variance it explains."""
-    guess = guesses(policy, params, frames, steps)
-    error, variance = np.mean((guess - z) ** 2), np.mean(z.var(0))
-    return {
-        "latent_policy_error": float(error),
-        "latent_policy_explained": float(1.0 - error / max(variance, 1e-12)),
-    }
+    guess, metrics = guesses(policy, params, frames, steps), {}
+    for suffix, rows in _all_and_changed(frames, steps):
+        error, variance = np.mean((guess - z)[rows] ** 2), np.mean(z[rows].var(0))
+        metrics[f"latent_policy_error{suffix}"] = float(error)
+        metrics[f"latent_policy_explained{suffix}"] = float(1.0 - error / max(variance, 1e-12))
+    return metrics
+
+
+def _all_and_changed(frames: FrameArrays, steps: np.ndarray) -> list[tuple[str, np.ndarray]]:
+    """(suffix of a metric's name, [M] which windows it is over), the second if there are any."""
+    changed = np.any(frames.observation[steps] != frames.observation[steps + 1], (1, 2, 3))
+    everything = ("", np.ones(len(steps), bool))
+    return [everything, ("_changed", changed)] if changed.any() else [everything]
 
 
 def cloning_accuracy(
@@ -225,7 +249,7 @@ def cloning_accuracy(
 ) -> dict[str, float]:
     """How often behaviour cloning's best action is the true one."""
     logits = guesses(policy, params, frames, steps)
-    return _accuracy("cloning", logits, frames.action[steps], merge)
+    return _accuracy("cloning", logits, frames, steps, merge)
 
 
 def supervised_idm_accuracy(
@@ -234,7 +258,7 @@ def supervised_idm_accuracy(
 ) -> dict[str, float]:
     """How often the inverse model trained on true actions finds the true one."""
     logits = in_chunks(functools.partial(_inverse, network, differences, params), frames, steps)
-    return _accuracy("supervised_idm", logits, frames.action[steps], merge)
+    return _accuracy("supervised_idm", logits, frames, steps, merge)
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -250,11 +274,16 @@ def _inverse(
 
 
 def _accuracy(
-    name: str, logits: np.ndarray, action: np.ndarray, merge: Sequence[int] | None
-) -> Mapping[str, float]:
-    guess = logits.argmax(-1)
-    metrics = {f"{name}_accuracy": float(np.mean(guess == action))}
+    name: str, logits: np.ndarray, frames: FrameArrays, steps: np.ndarray,
+    merge: Sequence[int] | None,
+) -> dict[str, float]:
+    classes = {"": np.arange(logits.shape[-1])}
     if merge is not None:
-        class_of = np.asarray(merge)
-        metrics[f"{name}_accuracy_merged"] = float(np.mean(class_of[guess] == class_of[action]))
-    return metrics
+        classes["_merged"] = np.asarray(merge)
+    guess, action = logits.argmax(-1), frames.action[steps]
+    return {
+        f"{name}_accuracy{merged}{suffix}": float(np.mean(class_of[guess] == class_of[action],
+                                                          where=rows))
+        for merged, class_of in classes.items()
+        for suffix, rows in _all_and_changed(frames, steps)
+    }
