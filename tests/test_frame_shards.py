@@ -211,6 +211,17 @@ def test_a_wrong_episode_is_named_and_nothing_is_written(tmp_path, change, messa
     write_frames(tmp_path, NAME, make(), make(), {})  # and can be done again
 
 
+def test_frames_that_do_not_fit_into_memory_are_refused(written, monkeypatch):
+    monkeypatch.setattr(frame_shards, "_free_memory", lambda: 10 * 64 * 64 * 3)
+    assert len(read_frames(written.parents[2], NAME, "train", max_frames=10).frames.action) == 10
+    message = refusal(written, max_frames=11)
+    assert message.endswith(
+        "11 frames take 0.0 GB of memory, of which 0.0 GB are free; lower --config.data.max_frames"
+    )
+    monkeypatch.setattr(frame_shards, "_free_memory", lambda: None)
+    read_frames(written.parents[2], NAME, "train")
+
+
 def test_nothing_is_overwritten_and_no_split_is_empty(written, tmp_path):
     with pytest.raises(InputError, match=r"scripted_80/1\.0\.0 exists"):
         write_frames(tmp_path, NAME, make(), make(), {})

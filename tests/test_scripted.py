@@ -26,6 +26,15 @@ def test_pixels_are_counted_by_cell():
     assert grid.count(labels, 15, 3).sum() == 4096
 
 
+def test_a_frame_is_read_once():
+    calls = []
+    read = grid.remembering(lambda frame: calls.append(frame.copy()) or int(frame.sum()))
+    frames = np.random.default_rng(0).integers(0, 256, (2, 64, 64, 3)).astype(np.uint8)
+    for frame in (frames[0], frames[0].copy(), frames[1], frames[0]):
+        assert read(frame) == frame.sum()
+    np.testing.assert_array_equal(calls, frames)
+
+
 def world(*rows):
     """Cells from a drawing: '#' dirt, 'O' boulder, 'd' diamond, 'A' the miner."""
     text = "".join(rows).ljust(miner.AREA, "#")

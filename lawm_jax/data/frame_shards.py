@@ -19,6 +19,7 @@ frames and episodes, the mean return and the fingerprint of the content.
 import hashlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -148,8 +149,8 @@ def read_frames(
         max_frames: reads no more rows than that; the episode that is cut there ends there.
 
     Raises:
-        InputError: it does not exist (lists those that do), is of another game, or a file is
-            missing or damaged (names the file and the record).
+        InputError: it does not exist (lists those that do), is of another game, does not fit into
+            memory, or a file is missing or damaged (names the file and the record).
     """
     with records.opened(data_dir, name, split) as directory:
         return _read_split(directory, name, split, game, max_frames)
@@ -168,6 +169,7 @@ def _read_split(
     rows = total if max_frames is None else min(total, max_frames)
     if rows < 1:
         raise InputError(f"max_frames must be at least 1, not {max_frames}")
+    _require_memory(rows, directory)
     frames, notes = _empty(rows)
     digest = _Digest()
     at = 0
@@ -272,6 +274,26 @@ def _check(episode: Episode, at: str) -> None:
     for name in ("reward", "value", "log_prob", "episode_return"):
         if not np.isfinite(getattr(episode, name)).all():
             raise InputError(f"{at}: {name} holds NaN or Inf")
+
+
+def _require_memory(rows: int, directory: epath.Path) -> None:
+    """Raises InputError where so many frames do not fit, before the system kills the process."""
+    needed, free = rows * _FRAME_BYTES, _free_memory()
+    if free is not None and needed > free:
+        raise InputError(
+            f"{directory}: {rows} frames take {needed / 1e9:.1f} GB of memory, of which "
+            f"{free / 1e9:.1f} GB are free; lower --config.data.max_frames"
+        )
+
+
+def _free_memory() -> int | None:
+    """Bytes that can be had without swapping; None where the system does not say."""
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+    except OSError:
+        return None
+    sizes = [line.split()[1] for line in lines if line.startswith("MemAvailable:")]
+    return 1024 * int(sizes[0]) if sizes else None
 
 
 def _empty(rows: int) -> tuple[FrameArrays, Notes]:

@@ -84,6 +84,7 @@ def _speeds(fish: _Fish, before: _Fish) -> np.ndarray:
     return np.where(far.min(axis=1) < 3, np.clip(sideways, -1.3, 1.3), inwards)
 
 
+@grid.remembering
 def _read(frame: np.ndarray) -> tuple[_Fish | None, _Fish]:
     """Returns the player as the largest green fish (None where there is none) and the others."""
     code = grid.colour_codes(frame)

@@ -5,7 +5,8 @@ corner. Neighbours are the four adjacent cells.
 """
 
 from collections.abc import Callable, Iterable
-from functools import cache
+from functools import cache, lru_cache, wraps
+from typing import TypeVar
 
 import numpy as np
 
@@ -13,6 +14,27 @@ from lawm_jax.envs.procgen import DOWN, LEFT, RIGHT, UP
 
 MOVES = ((LEFT, 0, -1), (RIGHT, 0, 1), (UP, -1, 0), (DOWN, 1, 0))  # action, row, column
 FAR = 10**6  # the distance of what cannot be reached
+REMEMBERED = 1024  # frames: more than environments that are played side by side
+
+T = TypeVar("T")
+
+
+def remembering(read: Callable[[np.ndarray], T]) -> Callable[[np.ndarray], T]:
+    """A function of a frame [64, 64, 3] uint8 that answers at once for one that it has just seen.
+
+    An expert reads every frame twice: as the frame, and a step later as the one before. Answers are
+    shared and must not be changed.
+    """
+
+    @lru_cache(REMEMBERED)
+    def read_bytes(frame: bytes) -> T:
+        return read(np.frombuffer(frame, np.uint8).reshape(64, 64, 3))
+
+    @wraps(read)
+    def wrapped(frame: np.ndarray) -> T:
+        return read_bytes(frame.tobytes())
+
+    return wrapped
 
 
 @cache

@@ -50,6 +50,7 @@ def act(frame: np.ndarray, before: np.ndarray, rng: np.random.Generator) -> int:
     return next((a for a in order if survives(cells, falling, miner, a, LOOKAHEAD)), order[0])
 
 
+@grid.remembering
 def read(frame: np.ndarray) -> tuple[list[int], int | None, int | None]:
     """Returns the cells [100], the miner's cell and the exit's; None where it shows none."""
     code = grid.colour_codes(frame)
