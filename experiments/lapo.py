@@ -84,8 +84,9 @@ def main(run: launch.Run) -> None:
     resident = config.data.on_device
     shards = runner.shard(shard_frames(train, mesh.size), mesh) if resident else None
     state = {phase: runner.replicate(x, mesh) for phase, x in _initial_state(config).items()}
-    session = Session(run, state, data.fingerprint)
-    shared_stages.take(run, session, data.fingerprint, _initial_state)
+    taken = shared_stages.find(run, state, data.fingerprint, _initial_state)
+    session = Session(run, state | taken, data.fingerprint)
+    shared_stages.keep(run, session, taken)
     seen, unseen = draw_windows(run, train, TRAIN), draw_windows(run, test, TEST)
     job = Job(run, program, mesh, session, train, test, shards, seen, unseen, labelled)
 

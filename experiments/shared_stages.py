@@ -38,15 +38,16 @@ SECTIONS = {
 State = dict[str, Any]
 
 
-def take(
-    run: Run, session: Session, fingerprint: str, fresh: Callable[[ConfigDict], State]
-) -> None:
-    """Puts the finished stages of the run that `pretrained` names into a session that is new.
+def find(
+    run: Run, state: State, fingerprint: str, fresh: Callable[[ConfigDict], State]
+) -> State:
+    """The finished stages of the run that `pretrained` names: phase -> train state.
 
-    Taken are those of SECTIONS that both runs have, with the same settings; their metrics come
-    with them. A session that has begun holds them already.
+    They are those of SECTIONS that both runs have, with the same settings. None where the key is
+    empty, or the run has taken them before.
 
     Args:
+      state: this run's, fresh.
       fingerprint: of the frames.
       fresh: config -> a fresh train state for each phase.
 
@@ -54,31 +55,46 @@ def take(
       InputError: the other run is missing, of other data, or has no finished stage with this run's
         settings; the message says what differs.
     """
-    name = run.config.pretrained.rstrip("/")
-    if not name or any(runner.step_of(part) for part in session.state.values()):
-        return
+    name = _other(run)
+    if not name or runner.on_any_process(origin(run) is not None):
+        return {}
     theirs = runner.all_or_none(lambda: other_run.config_of(KEY, name, "lapo"))
-    found = _same(theirs, json.loads(run.config.to_json_best_effort()), session.state)
-    template = _template(run.config, theirs, fresh, session.state)
+    apart = _apart(theirs, json.loads(run.config.to_json_best_effort()), state)
+    template = _template(run.config, theirs, fresh, state)
     restored = other_run.newest(KEY, name, template, fingerprint).state
-    taken = []
-    for phase, different in found.items():
-        part = restored.get(phase)
-        step, steps = 0 if part is None else runner.step_of(part), theirs[phase]["steps"]
-        if step < steps:
-            different = [f"there it has {step} of {steps} steps"]
-        if different:
-            _say(f"{phase} is trained here: {', '.join(different)}")
-            continue
-        _say(f"{phase} of {name}: {step} steps, digest {state_digest(part)[:12]}")
-        session.state[phase] = part
-        taken.append(phase)
+    taken = {}
+    for phase, why in apart.items():
+        step = runner.step_of(restored[phase]) if phase in restored else 0
+        if step < (steps := theirs[phase]["steps"]):
+            why.append(f"there it has {step} of {steps} steps")
+        if why:
+            _say(f"{phase} is trained here: {', '.join(why)}")
+        else:
+            taken[phase] = restored[phase]
+            _say(f"{phase} of {name}: {step} steps, digest {state_digest(taken[phase])[:12]}")
     if not taken:
-        why = "; ".join(f"{phase}: {', '.join(x)}" for phase, x in found.items() if x)
+        why = "; ".join(f"{phase}: {', '.join(x)}" for phase, x in apart.items())
         raise InputError(f"{KEY}: {name} has no finished stage with this run's settings ({why})")
-    if session.logger:
-        _note(run, session, name, taken)
-    session.save()  # from here on the other run is not needed
+    return taken
+
+
+def keep(run: Run, session: Session, taken: State) -> None:
+    """Notes in a session that began with the stages taken what they are; saves it.
+
+    Their metrics are logged as if they had been trained here. From here on the other run is not
+    needed.
+    """
+    if not taken:
+        return
+    name = _other(run)
+    if not session.restored:
+        for record in read_metrics(epath.Path(name)) if session.logger else ():
+            if record["phase"] in taken:
+                values = {key: x for key, x in record.items() if key not in ("step", "phase")}
+                session.logger.log(record["step"], record["phase"], values)
+        session.save()
+    digests = {phase: state_digest(part) for phase, part in taken.items()}
+    (run.workdir / FILE).write_text(json.dumps({"workdir": name, "digests": digests}))
 
 
 def origin(run: Run) -> dict[str, Any] | None:
@@ -87,7 +103,7 @@ def origin(run: Run) -> dict[str, Any] | None:
     return json.loads(path.read_text()) if path.exists() else None
 
 
-def _same(
+def _apart(
     theirs: Mapping[str, Any], ours: Mapping[str, Any], phases: Iterable[str]
 ) -> dict[str, list[str]]:
     """Each of these phases that could be taken -> what sets its settings in the two apart."""
@@ -117,14 +133,9 @@ def _template(
     )
 
 
-def _note(run: Run, session: Session, name: str, taken: list[str]) -> None:
-    """Keeps whose stages they are, and logs their metrics as if they had been trained here."""
-    digests = {phase: state_digest(session.state[phase]) for phase in taken}
-    (run.workdir / FILE).write_text(json.dumps({"workdir": name, "digests": digests}))
-    for record in read_metrics(epath.Path(name)):
-        if record["phase"] in taken:
-            values = {key: x for key, x in record.items() if key not in ("step", "phase")}
-            session.logger.log(record["step"], record["phase"], values)
+def _other(run: Run) -> str:
+    """The other run's work directory, or gs:// address; "" for none."""
+    return run.config.pretrained.rstrip("/")
 
 
 def _say(text: str) -> None:

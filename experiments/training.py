@@ -25,6 +25,7 @@ class Session:
 
     Attributes:
       state: dict of train states, one a phase, each with a `step`.
+      restored: whether it comes from a checkpoint of the run.
       seconds: wall-clock of the run so far, over all its starts; `compile_seconds` likewise, and
         `aside_seconds`, what evaluations and checkpoints took of it.
     """
@@ -52,7 +53,7 @@ class Session:
                 f"(fingerprint {extra['fingerprint'][:12]}, now {fingerprint[:12]}); "
                 "choose another --workdir"
             )
-        self.state = restored.state if restored else state
+        self.state, self.restored = restored.state if restored else state, restored is not None
         self.logger = MetricLogger(run.workdir, extra.get("position")) if self._main else None
         self.compile_seconds = extra.get("compile_seconds", 0.0)
         self.aside_seconds = extra.get("aside_seconds", 0.0)

@@ -175,7 +175,7 @@ def test_a_killed_and_stopped_run_ends_as_an_uninterrupted_one(place, finished):
 
     code, output, error = finish(start(place, "broken"))
     assert code == 0, error
-    assert "decoder_16 20, online 4, scratch " in output
+    assert "decoder_16 20, distillation 20, online 4, scratch " in output
     whole, broken = read_results(finished[0]), read_results(place / "broken")
     for name in ("state_digest", "offline_decoding", "offline_distillation", "online_decoding",
                  "scratch", "behaviour_cloning", "random_policy"):
@@ -213,16 +213,6 @@ def test_stages_of_another_run_are_taken(place, finished):
         assert results[name] == whole[name]
     of = lambda path: [r for r in read_log(path) if r["phase"].startswith(("latent", "decoder"))]
     assert of(workdir) == of(finished[0])
-
-    code, _, error = finish(start(
-        place, "other", f"--config.pretrained={finished[0]}", "--config.stages=latent_action",
-        "--config.vq.size=2",
-    ))
-    assert code == 2
-    assert error == (
-        f"error: pretrained: {finished[0]} has no finished stage with this run's settings "
-        "(latent_action: vq.size 4 -> 2)\n"
-    )
 
 
 def test_stages_can_be_chosen(place, finished):
@@ -320,3 +310,18 @@ def test_bad_input_is_one_clear_line(run, tmp_path, config, args, message):
     assert error.startswith("error: ") and message in error, error
     assert error.count("\n") == 1
     assert {x.name for x in (tmp_path / "run").glob("*")} <= {".lock"}  # nothing is claimed
+
+
+def test_stages_of_a_run_that_has_none_to_take(run, place, finished, tmp_path):
+    shared = (MINER, f"--data_dir={place / 'data'}", "--config.stages=latent_action", *SMALLER)
+    for other, changes, message in (
+        (tmp_path / "none", [], "is no work directory of a run: it has no config.json"),
+        (
+            finished[0], ["--config.vq.size=2"],
+            "has no finished stage with this run's settings (latent_action: vq.size 4 -> 2)",
+        ),
+    ):  # fmt: skip
+        code, error = run(*shared, f"--config.pretrained={other}", *changes)
+        assert code == 2
+        assert error == f"error: pretrained: {other} {message}\n"
+        assert {x.name for x in (tmp_path / "run").glob("*")} <= {".lock"}
