@@ -299,11 +299,11 @@ def _distillation(job: Job, labels: tuple[int, ...]) -> None:
         fresh = _distilled(program, policy, labels, job.run.config.seed)
         state["distillation"] = runner.replicate(fresh, job.mesh)
     decoders = [runner.local(state[f"decoder_{count}"]).params for count in labels]
-    frozen = {
+    frozen = runner.replicate({
         "trunk": policy["trunk"],
         "idm": runner.local(state["latent_action"]).params["idm"],
         "decoders": jax.tree.map(lambda *x: np.stack(x), *decoders),
-    }
+    }, job.mesh)
     actor = cloning_actor(job)
 
     def measure(state: imitation.ImitationState) -> Metrics:
