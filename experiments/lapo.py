@@ -316,7 +316,9 @@ def _distillation(job: Job, labels: tuple[int, ...]) -> None:
             )
             if int(state.step) == program.distillation.steps:
                 of_count |= returns_of(job, actor, params)
-            metrics |= {f"{name}_{count}": value for name, value in of_count.items()}
+            metrics |= {
+                f"{name.removeprefix('cloning_')}_{count}": x for name, x in of_count.items()
+            }
         return metrics
 
     loss = imitation.distillation_loss(program.cloner, program.model, program.decoder)
