@@ -1,11 +1,15 @@
 """What tests of several modules share."""
 
 import os
+import signal
 import threading
+from pathlib import Path
 
 import jax
 import pytest
 from fake_gcs import Server
+
+from experiments import launch
 
 
 @pytest.fixture(scope="module")
@@ -38,6 +42,27 @@ def shared_compilation(tmp_path_factory):
         monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(place / "compiled"))
         monkeypatch.setenv("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
         yield
+
+
+@pytest.fixture
+def run_main(tmp_path, monkeypatch, capsys):
+    """Runs an experiment in this process: run_main(main, *args) -> (exit code, stderr).
+
+    Its work directory is tmp_path / "run".
+    """
+    monkeypatch.chdir(Path(__file__).parent.parent)
+    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path / "cache"))
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+
+    def run(main, *args):
+        name = main.__module__.rpartition(".")[2]
+        with pytest.raises(SystemExit) as exit_:
+            launch.run(main, [f"{name}.py", f"--workdir={tmp_path / 'run'}", *args])
+        return exit_.value.code, capsys.readouterr().err
+
+    yield run
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
 
 
 @pytest.fixture(scope="session")

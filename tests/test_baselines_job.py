@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from configs.dmc import DATASETS, PRESETS, get_config
-from experiments import baselines, launch, lawm
+from experiments import baselines, lawm
 from experiments.data import split_dataset
 from lawm_jax import runner
 from lawm_jax.data.normaliser import fit
@@ -221,23 +221,11 @@ def data_dir(tmp_path_factory):
 
 
 @pytest.fixture
-def run(tmp_path, data_dir, monkeypatch, capsys):
+def run(run_main, data_dir):
     """Runs an experiment's main in this process; returns (exit code, stderr)."""
-    monkeypatch.chdir(ROOT)
-    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path / "cache"))
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
-
-    def run(main, *args):
-        name = main.__module__.rpartition(".")[2]
-        command = [f"{name}.py", CONFIG, f"--workdir={tmp_path / 'run'}",
-                   f"--data_dir={data_dir}", "--config.data.name=toy/good", *args]
-        with pytest.raises(SystemExit) as exit_:
-            launch.run(main, command)
-        return exit_.value.code, capsys.readouterr().err
-
-    yield run
-    for number, handler in handlers.items():
-        signal.signal(number, handler)
+    return lambda main, *args: run_main(
+        main, CONFIG, f"--data_dir={data_dir}", "--config.data.name=toy/good", *args
+    )
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from experiments import launch
 from experiments.lapo import ONLINE, STAGES, chosen_stages, main
 from lawm_jax.data.frame_shards import Episode, read_frames, write_frames
 from lawm_jax.envs.procgen import FRAME, GAMES
@@ -259,22 +258,11 @@ def data_dir(tmp_path_factory):
 
 
 @pytest.fixture
-def run(tmp_path, data_dir, monkeypatch, capsys):
+def run(run_main, data_dir):
     """Runs the job in this process; returns (exit code, stderr)."""
-    monkeypatch.chdir(ROOT)
-    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path / "cache"))
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
-
-    def run(config, *args):
-        command = ["lapo.py", f"--config=configs/{config}", f"--workdir={tmp_path / 'run'}",
-                   f"--data_dir={data_dir}", *args]
-        with pytest.raises(SystemExit) as exit_:
-            launch.run(main, command)
-        return exit_.value.code, capsys.readouterr().err
-
-    yield run
-    for number, handler in handlers.items():
-        signal.signal(number, handler)
+    return lambda config, *args: run_main(
+        main, f"--config=configs/{config}", f"--data_dir={data_dir}", *args
+    )
 
 
 MINER, TOY = "procgen.py:miner,tiny", "--config.data.name=toy/miner"

@@ -2,13 +2,11 @@
 
 import re
 import shutil
-import signal
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from experiments import launch
 from experiments.lawm import main
 from lawm_jax.data.shards import write_dataset
 from lawm_jax.data.trajectory import Trajectory
@@ -44,22 +42,11 @@ def data_dir(tmp_path_factory):
 
 
 @pytest.fixture
-def run(tmp_path, data_dir, monkeypatch, capsys):
+def run(run_main, data_dir):
     """Runs the job in this process; returns (exit code, stderr)."""
-    monkeypatch.chdir(ROOT)
-    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path / "cache"))
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
-
-    def run(arg, *args):
-        command = ["lawm.py", f"--config=configs/dmc.py:{arg}", f"--workdir={tmp_path / 'run'}",
-                   f"--data_dir={data_dir}", *args]
-        with pytest.raises(SystemExit) as exit_:
-            launch.run(main, command)
-        return exit_.value.code, capsys.readouterr().err
-
-    yield run
-    for number, handler in handlers.items():
-        signal.signal(number, handler)
+    return lambda arg, *args: run_main(
+        main, f"--config=configs/dmc.py:{arg}", f"--data_dir={data_dir}", *args
+    )
 
 
 GOOD = "--config.data.name=toy/good"

@@ -281,9 +281,10 @@ def _accuracy(
     if merge is not None:
         classes["_merged"] = np.asarray(merge)
     guess, action = logits.argmax(-1), frames.action[steps]
+    parts = _all_and_changed(frames, steps)
     return {
         f"{name}_accuracy{merged}{suffix}": float(np.mean(class_of[guess] == class_of[action],
                                                           where=rows))
         for merged, class_of in classes.items()
-        for suffix, rows in _all_and_changed(frames, steps)
+        for suffix, rows in parts
     }
