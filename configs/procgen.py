@@ -220,7 +220,8 @@ def _evaluation(game: str) -> Config:
     # class of each of the 15 actions where several do the same (tried in equal states)
     four_ways = (1, 1, 1, 3, 4, 5, 7, 7, 7, *[4] * 6)
     eight_ways = (*range(9), *[4] * 6)
-    merged = {"miner": four_ways, "maze": four_ways, "bigfish": eight_ways, "heist": eight_ways}
+    merged = dict.fromkeys(("miner", "maze"), four_ways)
+    merged |= dict.fromkeys(("bigfish", "chaser", "heist"), eight_ways)
     evaluation.merge = merged.get(game, tuple(range(ACTIONS)))
     evaluation.temperature = 1.0  # of a policy's actions; 0 takes the best
     evaluation.episodes = 100

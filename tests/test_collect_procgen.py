@@ -106,8 +106,11 @@ def test_stuck_episodes_are_cut_after_their_last_reward():
     assert tally.stuck + len(by_env[2]) == len(tally.returns)
 
 
-@pytest.mark.parametrize("game, frames", [("heist", 1500), ("maze", 1500), ("miner", 1500)])
-def test_a_scripted_data_set_is_near_the_published_expert(tmp_path, game, frames):
+@pytest.mark.parametrize(
+    "game, frames, near",
+    [("chaser", 6000, 0.6), ("heist", 1500, 0.75), ("maze", 1500, 0.75), ("miner", 1500, 0.75)],
+)
+def test_a_scripted_data_set_is_near_the_published_expert(tmp_path, game, frames, near):
     name = f"{game}/scripted"
     write_expert_dataset(
         tmp_path, name, scripted(game, 0.1), train_frames=frames, test_frames=200, seed=0,
@@ -116,7 +119,7 @@ def test_a_scripted_data_set_is_near_the_published_expert(tmp_path, game, frames
     train = read_frames(tmp_path, name, "train", game=game)
     assert train.statistics["frames"] >= frames and train.statistics["episodes"] >= 20
     played = train.metadata["played"]["train"]
-    assert procgen.normalise(game, played["mean_return"]) > 0.75
+    assert procgen.normalise(game, played["mean_return"]) > near
     assert train.metadata["kind"] == "scripted" and train.metadata["random_actions"] == 0.1
 
     frames, notes = train.frames, train.notes

@@ -5,7 +5,7 @@ import pytest
 
 from lawm_jax.envs import procgen
 from lawm_jax.envs.procgen import DOWN, LEFT, RIGHT, STAY, UP
-from lawm_jax.scripted import grid, heist, miner
+from lawm_jax.scripted import chaser, grid, heist, miner
 from lawm_jax.scripted.experts import EXPERTS, expert_for
 
 
@@ -69,6 +69,39 @@ def test_boulders_roll_off_and_are_pushed():
     assert at == 2 and cells[3] == miner.BOULDER and cells[2] == miner.SPACE
     assert miner._move(cells, set(), at, RIGHT) == at  # against dirt
     assert miner._move(cells, set(), at, UP) == at  # against the border
+
+
+def corridor(*cells):
+    """Which cells are open where only these (row, column) are."""
+    open_ = np.zeros((chaser.SIZE, chaser.SIZE), bool)
+    open_[tuple(zip(*cells, strict=True))] = True
+    return open_.ravel().tolist()
+
+
+def test_enemies_do_not_turn_back():
+    row = [(0, column) for column in range(6)]
+    danger = chaser._danger([(0.0, 2.5)], [(0.0, 2.0)], corridor(*row))
+    assert danger[3:6] == [0.5, 1.5, 2.5]
+    assert danger[2] == 0.5  # it has not left it
+    assert danger[0] == danger[1] == grid.FAR
+    unknown = chaser._danger([(0.0, 2.5)], [], corridor(*row))
+    assert unknown[:6] == [2.5, 1.5, 0.5, 0.5, 1.5, 2.5]
+    # round a block of 3 x 3 cells it comes to what is behind it
+    ring = [(y, x) for y in range(3) for x in range(3) if (y, x) != (1, 1)]
+    danger = chaser._danger([(0.0, 1.0)], [(0.0, 0.5)], corridor(*ring))
+    assert [danger[cell] for cell in (1, 2, 2 * chaser.SIZE, chaser.SIZE, 0)] == [0, 1, 5, 6, 7]
+
+
+def test_the_player_takes_no_way_that_an_enemy_is_on_first():
+    # a cross: orbs at the ends of all arms but the one that an enemy comes from are safe
+    arms = [(0, 3), (1, 3), (2, 3), (3, 3), (3, 2), (3, 1), (3, 0), (3, 4), (3, 5), (3, 6)]
+    open_ = corridor(*arms)
+    danger = chaser._danger([(3.0, 5.0)], [(3.0, 5.5)], open_)
+    safe = chaser._reach(chaser._ways((3.0, 3.0), open_), danger, open_, 1.0)
+    assert set(safe) == {0 * 11 + 3, 11 + 3, 22 + 3, 33 + 2, 33 + 1, 33}
+    assert safe[3] == (3.0, UP) and safe[33] == (3.0, LEFT)
+    # between two cells there is only on and back
+    assert chaser._ways((2.5, 3.0), open_) == [(0.5, UP, 25), (0.5, DOWN, 36)]
 
 
 @pytest.mark.parametrize("velocity", [-0.75, 0.0, 0.75])

@@ -7,7 +7,7 @@ import numpy as np
 
 from lawm_jax.envs.procgen import check_game
 from lawm_jax.errors import InputError
-from lawm_jax.scripted import bigfish, heist, maze, miner
+from lawm_jax.scripted import bigfish, chaser, heist, maze, miner
 
 
 class Expert(NamedTuple):
@@ -25,6 +25,7 @@ class Expert(NamedTuple):
 
 EXPERTS = {
     "bigfish": Expert(bigfish.act, patience=600),
+    "chaser": Expert(chaser.act, patience=250),
     "heist": Expert(heist.act, patience=250),
     "maze": Expert(maze.act, patience=200),
     "miner": Expert(miner.act, patience=60),
