@@ -149,6 +149,7 @@ def _td3_bc() -> ml_collections.ConfigDict:
     td3_bc.policy_noise = 0.2  # std of the noise on target actions
     td3_bc.noise_clip = 0.5
     td3_bc.alpha = 2.5  # weight of the value against the imitation
+    td3_bc.critic_layer_norm = False  # not the paper's: keeps the critics' values from diverging
     td3_bc.steps_per_call = 500  # these three are to its updates what those of `run` are to
     td3_bc.checkpoint_every = 5000  # the steps of world model and agent
     td3_bc.evaluate_every = 5000

@@ -14,6 +14,7 @@ LATER = {
     "policy.pool": False,
     "expert_policy.pool": False,
     "decoder.calibrate": False,
+    "td3_bc.critic_layer_norm": False,
     "pretrained": "",
 }
 # Keys that went, with the value that is now the only one.

@@ -17,7 +17,8 @@ from lawm_jax.offline.td3_bc import TD3BCConfig
 DEVICES, OBS, A = 4, 3, 2
 POLICY = TD3BCConfig(
     steps=10, batch_rows=8, units=8, layers=2, learning_rate=1e-2, discount=0.9, target_rate=0.1,
-    policy_delay=2, policy_noise=0.4, noise_clip=0.3, alpha=2.5, action_size=A, critics=True,
+    policy_delay=2, policy_noise=0.4, noise_clip=0.3, alpha=2.5, critic_layer_norm=False,
+    action_size=A, critics=True,
 )
 LABELLER = InverseDynamicsConfig(
     steps=10, batch_rows=8, context=0, units=8, layers=1, dropout=0.5, learning_rate=1e-2,

@@ -19,7 +19,8 @@ from lawm_jax.offline.td3_bc import TD3BCConfig
 OBS, A = 3, 2
 CONFIG = TD3BCConfig(
     steps=10, batch_rows=5, units=8, layers=2, learning_rate=1e-2, discount=0.9, target_rate=0.1,
-    policy_delay=2, policy_noise=0.4, noise_clip=0.3, alpha=2.5, action_size=A, critics=True,
+    policy_delay=2, policy_noise=0.4, noise_clip=0.3, alpha=2.5, critic_layer_norm=False,
+    action_size=A, critics=True,
 )
 CLONING = dataclasses.replace(CONFIG, critics=False, policy_delay=1)
 IDENTITY = Normaliser(jnp.zeros(OBS), jnp.ones(OBS))
@@ -128,6 +129,27 @@ def test_two_updates_against_numpy():
     close(last.params["actor"], first_adam_step(after.params["actor"], grads))
     slowly = lambda new, old: 0.1 * new + 0.9 * old
     close(last.target, jax.tree.map(slowly, last.params, state.target))
+
+
+def test_normalised_critics_are_bounded_far_from_the_data():
+    config = dataclasses.replace(CONFIG, critic_layer_norm=True)
+    params = one_of(jax.device_get(td3_bc.init(config, IDENTITY, seed=0).params["critic"]), 0)
+    batch, _ = make_batch()
+    x = np.concatenate([batch.observation, batch.action], -1)
+    for i in range(2):
+        layer, norm = params[f"Dense_{i}"], params[f"LayerNorm_{i}"]
+        x = x @ layer["kernel"] + layer["bias"]
+        x = (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + 1e-6)
+        x = np.maximum(x * norm["scale"] + norm["bias"], 0)
+    last = params["Dense_2"]
+    value = td3_bc.critic(config, params, batch.observation, batch.action)
+    np.testing.assert_allclose(value, (x @ last["kernel"] + last["bias"])[:, 0], rtol=1e-4)
+    # A normalised layer of U units has a length of sqrt(U) at most.
+    bound = np.linalg.norm(last["kernel"]) * np.sqrt(CONFIG.units) + np.abs(last["bias"])
+    far = 1e4 * batch.observation
+    assert np.abs(td3_bc.critic(config, params, far, batch.action)).max() <= bound
+    plain = one_of(td3_bc.init(CONFIG, IDENTITY, seed=0).params["critic"], 0)
+    assert np.abs(td3_bc.critic(CONFIG, plain, far, batch.action)).max() > 10 * bound
 
 
 def test_cloning_sees_actions_only():

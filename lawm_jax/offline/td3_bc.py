@@ -48,6 +48,7 @@ class TD3BCConfig:
     policy_noise: float  # std of the noise on target actions
     noise_clip: float
     alpha: float  # weight of the value against the imitation
+    critic_layer_norm: bool  # LayerNorm in the critics, after every hidden layer
     action_size: int
     critics: bool  # False: behaviour cloning
 
@@ -66,17 +67,23 @@ class TD3BCState:
 
 
 class ReLUNetwork(nn.Module):
-    """Hidden layers with ReLU and a linear output: [..., D] -> [..., out]."""
+    """Hidden layers with ReLU and a linear output: [..., D] -> [..., out].
+
+    layer_norm: normalise what enters each ReLU, which bounds what the network makes of inputs that
+      it never saw (Ball et al., 2023, section 4.2).
+    """
 
     units: int
     layers: int
     out: int
+    layer_norm: bool = False
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """Applies the network."""
         for _ in range(self.layers):
-            x = nn.relu(nn.Dense(self.units, kernel_init=KERNEL_INIT)(x))
+            x = nn.Dense(self.units, kernel_init=KERNEL_INIT)(x)
+            x = nn.relu(nn.LayerNorm()(x) if self.layer_norm else x)
         return nn.Dense(self.out, kernel_init=KERNEL_INIT)(x)
 
 
@@ -90,9 +97,8 @@ def critic(
     config: TD3BCConfig, params: Params, observation: jax.Array, action: jax.Array
 ) -> jax.Array:
     """One critic's discounted return [...] of actions [..., A] at observations [..., O]."""
-    network = ReLUNetwork(config.units, config.layers, 1)
     inputs = jnp.concatenate([observation, action], axis=-1)
-    return network.apply({"params": params}, inputs)[..., 0]
+    return _critic_network(config).apply({"params": params}, inputs)[..., 0]
 
 
 def twin_critics(
@@ -100,6 +106,10 @@ def twin_critics(
 ) -> jax.Array:
     """Both critics' estimates [2, ...]."""
     return jax.vmap(lambda one: critic(config, one, observation, action))(params)
+
+
+def _critic_network(config: TD3BCConfig) -> ReLUNetwork:
+    return ReLUNetwork(config.units, config.layers, 1, config.critic_layer_norm)
 
 
 def make_optimiser(config: TD3BCConfig) -> optax.GradientTransformation:
@@ -112,12 +122,12 @@ def init(config: TD3BCConfig, normaliser: Normaliser, seed: int) -> TD3BCState:
     """A fresh train state for observations of the normaliser's size."""
     actor_key, critic_key = jax.random.split(jax.random.key(seed))
     size = normaliser.mean.shape[0]
-    make = lambda out: ReLUNetwork(config.units, config.layers, out)
-    params = {"actor": make(config.action_size).init(actor_key, jnp.zeros(size))["params"]}
+    network = ReLUNetwork(config.units, config.layers, config.action_size)
+    params = {"actor": network.init(actor_key, jnp.zeros(size))["params"]}
     metrics = {"imitation_error": jnp.zeros(())}
     if config.critics:
         inputs = jnp.zeros(size + config.action_size)
-        create = lambda key: make(1).init(key, inputs)["params"]
+        create = lambda key: _critic_network(config).init(key, inputs)["params"]
         params["critic"] = jax.vmap(create)(jax.random.split(critic_key, CRITICS))
         metrics |= {"actor_loss": jnp.zeros(()), "policy_value": jnp.zeros(())}
     optimiser = make_optimiser(config)
