@@ -63,7 +63,8 @@ def _dmc() -> Config:
 def _lapo() -> Config:
     lapo = Config()
     lapo.preset = "small"  # of configs/procgen.py
-    lapo.games = ("bigfish", "heist", "maze", "miner")  # which a scripted expert makes data for
+    # which a scripted expert makes data for
+    lapo.games = ("bigfish", "chaser", "heist", "maze", "miner")
     lapo.methods = ("lapo",)  # lapo | lapo_without_vq
     lapo.seeds = (0,)
     return lapo

@@ -55,12 +55,13 @@ def same_config(kept: Mapping[str, Any], config: Mapping[str, Any]) -> bool:
 
     Keys that came after it was kept count as equal, those of LATER where the config has the value
     that their absence stands for; keys of GONE are passed over where they have theirs. Where a
-    shared world model was found does not matter.
+    shared world model or finished stages of LAPO were found does not matter.
     """
     now = flatten(config)
     before = {key: value for key, value in LATER.items() if key in now} | flatten(kept)
     before = {key: x for key, x in before.items() if key not in GONE or x != GONE[key]}
     for flat in (before, now):
+        flat.pop("pretrained", None)  # its stages were trained with the same settings
         if "world_model.pretrained" in flat:
             flat["world_model.pretrained"] = bool(flat["world_model.pretrained"])
     return all(key in now and now[key] == value for key, value in before.items())

@@ -204,6 +204,7 @@ def test_what_counts_as_the_same_config():
         assert same_config(changed, changed)
     one, two = ({**config, "world_model": {"pretrained": name}} for name in "ab")
     assert same_config(one, two)  # wherever it was found
+    assert same_config({**kept, "pretrained": "runs/other"}, {**config, "pretrained": ""})
 
 
 def test_the_agents_seed_is_the_runs_or_counts_on_from_its_own():
