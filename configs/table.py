@@ -45,6 +45,8 @@ def _dmc() -> Config:
     dmc.rows = (*(f"{task}/medium_replay" for task in TASKS), "walker_walk/plan2explore")
     dmc.methods = ("lawm", "c_lap", "idm_td3_bc", "td3_bc", "bc")
     dmc.oracles = ("c_lap", "td3_bc")  # which see all actions
+    # LayerNorm in the critics of both TD3+BCs, without which they diverge here where labels are few
+    dmc.critic_layer_norm = True
     dmc.label_fractions = (0.05, 0.01)
     dmc.seeds = (0,)
     # rows with further seeds of everything

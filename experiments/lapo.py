@@ -46,7 +46,7 @@ from experiments.lapo_job import (
 )
 from experiments.training import Session, check_schedule
 from lawm_jax import runner
-from lawm_jax.data.frames import draw_steps, shard_frames
+from lawm_jax.data.frames import draw_steps, only_windows, shard_frames
 from lawm_jax.envs.procgen import FRAME, NUM_ACTIONS, Procgen, check_game
 from lawm_jax.errors import InputError
 from lawm_jax.lapo import decode, evaluate, imitation, learner, online
@@ -78,16 +78,20 @@ def main(run: launch.Run) -> None:
     check_rows(config, mesh)
 
     data = load_frames(run)
+    facts, fingerprint = lapo_report.facts(data), data.fingerprint
     train, test = data.train.frames, data.test.frames
+    del data  # the host gives up the frames that the devices hold
     labels = _labels(config)
     labelled = draw_steps(train, max(labels), config.seed)
-    resident = config.data.on_device
-    shards = runner.shard(shard_frames(train, mesh.size), mesh) if resident else None
-    state = {phase: runner.replicate(x, mesh) for phase, x in _initial_state(config).items()}
-    taken = shared_stages.find(run, state, data.fingerprint, _initial_state)
-    session = Session(run, state | taken, data.fingerprint)
-    shared_stages.keep(run, session, taken)
     seen, unseen = draw_windows(run, train, TRAIN), draw_windows(run, test, TEST)
+    shards = None
+    if config.data.on_device:
+        shards = runner.shard(shard_frames(train, mesh.size), mesh)
+        train, (labelled, seen) = only_windows(train, labelled, seen)
+    state = {phase: runner.replicate(x, mesh) for phase, x in _initial_state(config).items()}
+    taken = shared_stages.find(run, state, fingerprint, _initial_state)
+    session = Session(run, state | taken, fingerprint)
+    shared_stages.keep(run, session, taken)
     job = Job(run, program, mesh, session, train, test, shards, seen, unseen, labelled)
 
     if "latent_action" in stages:
@@ -107,7 +111,7 @@ def main(run: launch.Run) -> None:
     if "scratch" in stages:
         _interact(job, "scratch")
     job.session.close()
-    outcome.conclude(run, lambda: lapo_report.report(job, data), lambda: lapo_report.video(job))
+    outcome.conclude(run, lambda: lapo_report.report(job, facts), lambda: lapo_report.video(job))
 
 
 def chosen_stages(text: str) -> tuple[str, ...]:

@@ -40,7 +40,7 @@ class Job(NamedTuple):
     program: Program
     mesh: Mesh
     session: Session
-    train: FrameArrays
+    train: FrameArrays  # with `shards` only those of the windows below
     test: FrameArrays
     shards: FrameShards | None  # the training frames on the devices; None where they are streamed
     seen: np.ndarray  # windows of the training frames that probes learn from

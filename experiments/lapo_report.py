@@ -40,12 +40,10 @@ MODEL = {
 CURVES = {"online": "online_decoding", "scratch": "scratch"}  # phase -> results.json's name
 
 
-def report(job: Job, data: Frames) -> None:
-    """Writes plots, then results.json, whose presence marks the run as finished."""
-    phases = _last_metrics(read_metrics(job.run.workdir))
+def facts(data: Frames) -> dict[str, Any]:
+    """What results.json says of the data and of the policy that they are of."""
     ends = data.train.notes.episode_return[data.train.frames.action == -1].astype(float)
-    random, behaviour = returns_of(job, None, None), return_summary(ends)
-    results: dict[str, Any] = {
+    return {
         "dataset": {
             "name": data.train.name,
             "fingerprint": data.fingerprint,
@@ -53,6 +51,19 @@ def report(job: Job, data: Frames) -> None:
             "train": data.train.statistics | {"read": len(data.train.frames.action)},
             "test": data.test.statistics | {"read": len(data.test.frames.action)},
         },
+        "data_policy": return_summary(ends),
+    }
+
+
+def report(job: Job, facts: Mapping[str, Any]) -> None:
+    """Writes plots, then results.json, whose presence marks the run as finished.
+
+    facts: of the data.
+    """
+    phases = _last_metrics(read_metrics(job.run.workdir))
+    random, behaviour = returns_of(job, None, None), facts["data_policy"]
+    results: dict[str, Any] = {
+        "dataset": facts["dataset"],
         "random_policy": random,
         "data_policy": behaviour,
         "metrics": phases,

@@ -13,6 +13,7 @@ from experiments.methods import experiment_of
 from experiments.raw_results import LAPO_METHODS
 from experiments.sweep import Job
 from lawm_jax.errors import InputError
+from lawm_jax.offline.methods import BASELINES
 
 
 def jobs_of(config: ConfigDict, workdir: Path) -> list[Job]:
@@ -41,21 +42,24 @@ def _control(dmc: ConfigDict) -> Iterator[Job]:
         seeds = [*dmc.seeds, *(dmc.repeated_seeds if row in dmc.repeated_rows else ())]
         for seed in seeds:
             for method in dmc.oracles:
-                yield _control_job(dmc.preset, row, method, 1.0, seed)
+                yield _control_job(dmc, row, method, 1.0, seed)
             for fraction in dmc.label_fractions:
                 for method in dmc.methods:
-                    yield _control_job(dmc.preset, row, method, fraction, seed)
+                    yield _control_job(dmc, row, method, fraction, seed)
         for seed in dmc.seeds if row in dmc.curve_rows else ():
             for fraction in dmc.curve_fractions:
                 for method in dmc.curve_methods:
-                    yield _control_job(dmc.preset, row, method, fraction, seed)
+                    yield _control_job(dmc, row, method, fraction, seed)
 
 
-def _control_job(preset: str, row: str, method: str, fraction: float, seed: int) -> Job:
+def _control_job(dmc: ConfigDict, row: str, method: str, fraction: float, seed: int) -> Job:
+    preset = dmc.preset
     task, _, dataset = row.partition("/")
     if not dataset:
         raise InputError(f"dmc.rows has '{row}'; write TASK/DATASET, as walker_walk/medium_replay")
     settings = {"method": method, "data.label_fraction": fraction, "seed": seed}
+    if dmc.critic_layer_norm and method in BASELINES and BASELINES[method].critics:
+        settings["td3_bc.critic_layer_norm"] = True
     chosen = f"configs/dmc.py:{task},{dataset}" + ("" if preset == "default" else f",{preset}")
     name = f"{task}_{dataset}_{preset}_{method}_{100 * fraction:g}pct_seed{seed}"
     return _job(name, experiment_of(method), _flags(chosen, settings), "dmc")

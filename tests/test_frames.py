@@ -11,6 +11,7 @@ from lawm_jax.data.frames import (
     FrameShards,
     FrameWindows,
     draw_steps,
+    only_windows,
     sample_windows,
     shard_frames,
     shift_windows,
@@ -113,3 +114,15 @@ def test_streamed_windows_are_of_one_episode_and_drawn_by_step_and_row():
         jax.tree.map(lambda x, y: np.testing.assert_array_equal(x[16:32], y), windows, part)
     assert set(np.concatenate([whole(step).action for step in range(20)])) == {3, 6, 7, 8, 11, 12}
     assert not np.array_equal(whole(0).action, whole(1).action)
+
+
+def test_only_the_rows_of_some_windows_are_kept():
+    frames = noise_frames(lengths=(9, 2, 8, 7))
+    first, second = draw_steps(frames, 4, seed=0), draw_steps(frames, 3, seed=1)
+    kept, steps = only_windows(frames, first, second)
+    assert len(kept.observation) < len(frames.observation)
+    for before, now in zip((first, second), steps, strict=True):
+        jax.tree.map(
+            np.testing.assert_array_equal, windows_at(kept, now), windows_at(frames, before)
+        )
+    assert len(kept.observation) == len({t + k for t in [*first, *second] for k in (-1, 0, 1)})

@@ -74,17 +74,6 @@ def read_log(workdir):
 # ---- end to end
 
 
-def test_frames_may_be_streamed(place, finished):
-    """The same job with the frames on the host."""
-    code, _, error = finish(start(
-        place, "streamed", "--config.data.on_device=false", "--config.stages=latent_action,cloning"
-    ))  # fmt: skip
-    assert code == 0, error
-    resident, streamed = read_results(finished[0]), read_results(place / "streamed")
-    assert streamed["copy_last_frame_error"] == resident["copy_last_frame_error"]
-    assert streamed["state_digest"] != resident["state_digest"]
-
-
 def test_a_run_leaves_its_results(place, finished):
     workdir, output = finished
     results = read_results(workdir)
@@ -138,8 +127,8 @@ def test_a_run_logs_every_step_once_and_plays_each_policy_at_its_end(finished):
 
 
 def test_a_killed_and_stopped_run_ends_as_an_uninterrupted_one(place, finished):
-    """SIGKILL in the second stage, SIGTERM some steps after the restart, both again between two
-    checkpoints of the online stages: every bit is the same."""
+    """SIGKILL in the second stage, SIGTERM between two checkpoints of an online one: every bit is
+    the same."""
     killed = start(place, "broken")
     while not (place / "broken" / "checkpoints" / str(STEPS + EVERY)).exists():
         assert killed.poll() is None, finish(killed)
@@ -150,31 +139,16 @@ def test_a_killed_and_stopped_run_ends_as_an_uninterrupted_one(place, finished):
     stopped = start(place, "broken")
     lines = iter(stopped.stdout.readline, "")
     assert any(line.startswith("continuing from latent_action 20, ") for line in lines)
-    assert any(line.startswith("cloning ") for line in lines)
+    assert any(line.startswith("online 1/4") for line in lines)
     stopped.send_signal(signal.SIGTERM)
     code, _, error = finish(stopped)
     assert code == 75, error
     assert "Traceback" not in error and not (place / "broken" / "results.json").exists()
 
-    killed = start(place, "broken")
-    output = []
-    for line in iter(killed.stdout.readline, ""):
-        output.append(line)
-        if line.startswith("online 1/4"):
-            break
-    killed.kill()
-    assert finish(killed)[0] == -signal.SIGKILL
-    assert "continuing from latent_action 20, latent_policy 20, cloning " in "".join(output)
-
-    stopped = start(place, "broken")
-    assert any(x.startswith("scratch 1/4") for x in iter(stopped.stdout.readline, ""))
-    stopped.send_signal(signal.SIGTERM)
-    code, _, error = finish(stopped)
-    assert code == 75, error
-
     code, output, error = finish(start(place, "broken"))
     assert code == 0, error
-    assert "decoder_16 20, distillation 20, online 4, scratch " in output
+    continued = next(x for x in output.splitlines() if x.startswith("continuing from "))
+    assert "cloning 20, " in continued and "distillation 20, online " in continued
     whole, broken = read_results(finished[0]), read_results(place / "broken")
     for name in ("state_digest", "offline_decoding", "offline_distillation", "online_decoding",
                  "scratch", "behaviour_cloning", "random_policy"):
@@ -182,17 +156,38 @@ def test_a_killed_and_stopped_run_ends_as_an_uninterrupted_one(place, finished):
     assert read_log(place / "broken") == read_log(finished[0])
 
 
-def test_the_ablations_run(place, finished):
-    """Neither quantisation nor a supervised head."""
+@pytest.fixture(scope="module")
+def ablation(place, finished):
+    """(results, log, output) of some stages: frames on the host, no VQ, no supervised head."""
     code, output, error = finish(start(
         place, "ablation", "--config.stages=latent_action,latent_policy,online",
         "--config.vq.enabled=false", "--config.online.supervised=false",
+        "--config.data.on_device=false",
     ))
     assert code == 0, error
-    curve = read_results(place / "ablation")["online_decoding"]
-    assert [row["frames"] for row in curve] == [FRAMES]
-    assert not any("labels" in record for record in read_log(place / "ablation"))
+    return read_results(place / "ablation"), read_log(place / "ablation"), output
+
+
+def test_the_ablations_run(ablation):
+    """Neither quantisation nor a supervised head."""
+    results, log, output = ablation
+    assert [row["frames"] for row in results["online_decoding"]] == [FRAMES]
+    assert "codebook_perplexity" not in results
+    assert not any("labels" in record for record in log)
     assert "online decoding, 512 frames" in output
+
+
+def test_stages_can_be_chosen(ablation):
+    results, log, output = ablation
+    assert {record["phase"] for record in log} == {"latent_action", "latent_policy", "online"}
+    assert "probe_accuracy" in results
+    assert not {"behaviour_cloning", "offline_decoding", "scratch"} & results.keys()
+    assert "decoder" not in output
+
+
+def test_frames_may_be_streamed(ablation, finished):
+    resident, (streamed, _, _) = read_results(finished[0]), ablation
+    assert streamed["copy_last_frame_error"] == resident["copy_last_frame_error"]
 
 
 def test_stages_of_another_run_are_taken(place, finished):
@@ -212,19 +207,6 @@ def test_stages_of_another_run_are_taken(place, finished):
         assert results[name] == whole[name]
     of = lambda path: [r for r in read_log(path) if r["phase"].startswith(("latent", "decoder"))]
     assert of(workdir) == of(finished[0])
-
-
-def test_stages_can_be_chosen(place, finished):
-    code, output, error = finish(
-        start(place, "part", "--config.stages=latent_action", "--config.vq.enabled=false")
-    )
-    assert code == 0, error
-    results = read_results(place / "part")
-    assert {record["phase"] for record in read_log(place / "part")} == {"latent_action"}
-    assert "probe_accuracy" in results
-    for name in ("codebook_perplexity", "behaviour_cloning", "offline_decoding"):
-        assert name not in results
-    assert "decoder" not in output
 
 
 def test_stages_run_in_their_order():

@@ -104,6 +104,23 @@ def windows_at(frames: FrameArrays | FrameShards, steps: jax.Array | np.ndarray)
     return FrameWindows(at(steps - 1), at(steps), at(steps + 1), frames.action[steps])
 
 
+def only_windows(
+    frames: FrameArrays, *windows: np.ndarray
+) -> tuple[FrameArrays, tuple[np.ndarray, ...]]:
+    """A copy of the rows that some windows need, and the windows' steps in it.
+
+    For where all frames went to the devices and the host looks at a few windows only.
+
+    Args:
+      windows: steps [B] of each group of windows, as `windows_at` takes them.
+    """
+    around = [steps + offset for steps in windows for offset in (-1, 0, 1)]
+    rows = np.unique(np.concatenate(around))
+    kept = FrameArrays(*(x[rows] for x in frames))
+    # A window's rows are neighbours among those as well: nothing lies between them.
+    return kept, tuple(np.searchsorted(rows, steps).astype(np.int32) for steps in windows)
+
+
 def stream_windows(
     frames: FrameArrays, seed: int, rows: range, total: int
 ) -> Callable[[int], FrameWindows]:
