@@ -10,6 +10,7 @@ from test_report import result
 
 from configs.table import get_config
 from experiments import table, table_figures, table_jobs, table_report
+from experiments.identity import same_config
 from lawm_jax.errors import InputError
 
 ROWS = [f"{task}/medium_replay" for task in ("cheetah_run", "hopper_stand", "walker_walk")]
@@ -147,12 +148,17 @@ def test_a_job_is_what_a_user_would_type():
     jobs = {job.name: job for job in table_jobs.jobs_of(config, RUNS)}
     job = jobs["walker_walk_medium_replay_tiny_td3_bc_20pct_seed0"]
     assert (job.experiment, job.group) == ("baselines", "dmc")
-    assert job.flags == (
+    flags = (
         "--config=configs/dmc.py:walker_walk,medium_replay,tiny", "--config.method=td3_bc",
         "--config.data.label_fraction=0.2", "--config.seed=0",
     )
+    assert job.flags == (*flags, "--config.td3_bc.critic_layer_norm=True")
     assert job.config["method"] == "td3_bc" and job.config["td3_bc"]["steps"] == 300
-    assert jobs["walker_walk_medium_replay_tiny_lawm_20pct_seed0"].experiment == "lawm"
+    lawm = jobs["walker_walk_medium_replay_tiny_lawm_20pct_seed0"]
+    assert lawm.experiment == "lawm" and not any("layer_norm" in flag for flag in lawm.flags)
+    config.dmc.critic_layer_norm = False
+    plain = {other.name: other for other in table_jobs.jobs_of(config, RUNS)}[job.name]
+    assert plain.flags == flags and not same_config(job.config, plain.config)
     job = jobs["maze_tiny_lapo_without_vq_seed0"]
     assert (job.experiment, job.group, job.config["vq"]["enabled"]) == ("lapo", "lapo", False)
 
