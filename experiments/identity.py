@@ -15,7 +15,6 @@ LATER = {
     "expert_policy.pool": False,
     "decoder.calibrate": False,
     "td3_bc.critic_layer_norm": False,
-    "pretrained": "",
 }
 # Keys that went, with the value that is now the only one.
 GONE = {"latent_action.roll": False}
@@ -55,7 +54,7 @@ def same_config(kept: Mapping[str, Any], config: Mapping[str, Any]) -> bool:
 
     Keys that came after it was kept count as equal, those of LATER where the config has the value
     that their absence stands for; keys of GONE are passed over where they have theirs. Where a
-    shared world model or finished stages of LAPO were found does not matter.
+    shared world model was found does not matter, nor whether finished stages of LAPO were taken.
     """
     now = flatten(config)
     before = {key: value for key, value in LATER.items() if key in now} | flatten(kept)

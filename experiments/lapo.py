@@ -78,9 +78,9 @@ def main(run: launch.Run) -> None:
     check_rows(config, mesh)
 
     data = load_frames(run)
-    facts, fingerprint = lapo_report.facts(data), data.fingerprint
+    about_data, fingerprint = lapo_report.facts(data), data.fingerprint
     train, test = data.train.frames, data.test.frames
-    del data  # the host gives up the frames that the devices hold
+    del data  # nothing is to hold what is given up below
     labels = _labels(config)
     labelled = draw_steps(train, max(labels), config.seed)
     seen, unseen = draw_windows(run, train, TRAIN), draw_windows(run, test, TEST)
@@ -88,6 +88,7 @@ def main(run: launch.Run) -> None:
     if config.data.on_device:
         shards = runner.shard(shard_frames(train, mesh.size), mesh)
         train, (labelled, seen) = only_windows(train, labelled, seen)
+    test, (unseen,) = only_windows(test, unseen)
     state = {phase: runner.replicate(x, mesh) for phase, x in _initial_state(config).items()}
     taken = shared_stages.find(run, state, fingerprint, _initial_state)
     session = Session(run, state | taken, fingerprint)
@@ -111,7 +112,8 @@ def main(run: launch.Run) -> None:
     if "scratch" in stages:
         _interact(job, "scratch")
     job.session.close()
-    outcome.conclude(run, lambda: lapo_report.report(job, facts), lambda: lapo_report.video(job))
+    report = functools.partial(lapo_report.report, job, about_data)
+    outcome.conclude(run, report, lambda: lapo_report.video(job))
 
 
 def chosen_stages(text: str) -> tuple[str, ...]:

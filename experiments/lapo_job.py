@@ -40,8 +40,8 @@ class Job(NamedTuple):
     program: Program
     mesh: Mesh
     session: Session
-    train: FrameArrays  # with `shards` only those of the windows below
-    test: FrameArrays
+    train: FrameArrays  # all, or beside `shards` the rows of `seen` and `labelled`
+    test: FrameArrays  # the rows of `unseen`
     shards: FrameShards | None  # the training frames on the devices; None where they are streamed
     seen: np.ndarray  # windows of the training frames that probes learn from
     unseen: np.ndarray  # windows of held-out frames that everything is measured on

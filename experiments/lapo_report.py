@@ -55,15 +55,15 @@ def facts(data: Frames) -> dict[str, Any]:
     }
 
 
-def report(job: Job, facts: Mapping[str, Any]) -> None:
+def report(job: Job, about_data: Mapping[str, Any]) -> None:
     """Writes plots, then results.json, whose presence marks the run as finished.
 
-    facts: of the data.
+    about_data: what `facts` made of the data.
     """
     phases = _last_metrics(read_metrics(job.run.workdir))
-    random, behaviour = returns_of(job, None, None), facts["data_policy"]
+    random, behaviour = returns_of(job, None, None), about_data["data_policy"]
     results: dict[str, Any] = {
-        "dataset": facts["dataset"],
+        "dataset": about_data["dataset"],
         "random_policy": random,
         "data_policy": behaviour,
         "metrics": phases,

@@ -34,15 +34,13 @@ def _without_optimisations():
 def shared_compilation(tmp_path_factory):
     """Has the processes that tests start share all that they compile, small programs as well.
 
-    The cache is the session's and its workers' own. Programs are not optimised, which takes longer
-    than all that they compute; the jobs that run with optimisations are those of `.ci/run`.
+    The cache is the session's and its workers' own.
     """
     place = tmp_path_factory.getbasetemp()
     place = place.parent if "PYTEST_XDIST_WORKER" in os.environ else place
     with pytest.MonkeyPatch.context() as monkeypatch:
         monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(place / "compiled"))
         monkeypatch.setenv("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
-        monkeypatch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
         yield
 
 

@@ -7,6 +7,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+# What `quick_compilation` is to a test, in the environment of the processes that it starts.
+# The jobs of `.ci/run` have their programs optimised.
+QUICK_COMPILATION = {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
+
 
 def start(script, *args, devices, cwd=None, **environment):
     """Starts a script of this folder with forced host devices, in the directory `cwd`.
@@ -20,8 +24,7 @@ def start(script, *args, devices, cwd=None, **environment):
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=cwd,
         env=os.environ | {
             "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(root),
-            "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
-        } | environment,
+        } | QUICK_COMPILATION | environment,
     )
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from processes import QUICK_COMPILATION
 
 from configs.dmc import DATASETS, PRESETS, get_config
 from experiments import baselines, lawm
@@ -39,7 +40,7 @@ def place(tmp_path_factory, shared_compilation):
 
 def start(place, workdir, *args):
     """Starts the job as a process of its own."""
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    environment = os.environ | QUICK_COMPILATION | {"PYTHONPATH": str(ROOT)}
     return subprocess.Popen(
         [sys.executable, "-m", "experiments.baselines", CONFIG, f"--workdir={place / workdir}",
          f"--data_dir={place / 'data'}", *args],

@@ -108,7 +108,7 @@ def test_stuck_episodes_are_cut_after_their_last_reward():
 
 @pytest.mark.parametrize(
     "game, frames, near",
-    [("chaser", 6000, 0.6), ("heist", 1500, 0.75), ("maze", 1500, 0.75), ("miner", 1500, 0.75)],
+    [("chaser", 6000, 0.7), ("heist", 1500, 0.75), ("maze", 1500, 0.75), ("miner", 1500, 0.75)],
 )
 def test_a_scripted_data_set_is_near_the_published_expert(tmp_path, game, frames, near):
     name = f"{game}/scripted"

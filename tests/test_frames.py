@@ -126,3 +126,5 @@ def test_only_the_rows_of_some_windows_are_kept():
             np.testing.assert_array_equal, windows_at(kept, now), windows_at(frames, before)
         )
     assert len(kept.observation) == len({t + k for t in [*first, *second] for k in (-1, 0, 1)})
+    real = {frame.tobytes() for frame in windows_at(frames, window_steps(frames.episode)).current}
+    assert {x.tobytes() for x in windows_at(kept, window_steps(kept.episode)).current} <= real

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from processes import QUICK_COMPILATION
 
 from configs.dmc import get_config
 from experiments import report
@@ -36,7 +37,7 @@ def place(tmp_path_factory, shared_compilation):
 
 def start(place, workdir, *args, **variables):
     """Starts the main job as a process of its own."""
-    environment = os.environ | variables | {"PYTHONPATH": str(ROOT)}
+    environment = os.environ | QUICK_COMPILATION | variables | {"PYTHONPATH": str(ROOT)}
     return subprocess.Popen(
         [sys.executable, "-m", "experiments.lawm", CONFIG, f"--workdir={place / workdir}",
          f"--data_dir={place / 'data'}", *args],

@@ -16,7 +16,7 @@ from lawm_jax.errors import InputError
 
 
 class FrameArrays(NamedTuple):
-    """Frames of N consecutive steps, on the host.
+    """Frames of N steps, on the host: consecutive ones, or the rows of some windows.
 
     observation: [N, H, W, 3] uint8.
     action: [N] int32, taken at this frame; -1 at an episode's last frame, which has none.
@@ -109,7 +109,8 @@ def only_windows(
 ) -> tuple[FrameArrays, tuple[np.ndarray, ...]]:
     """A copy of the rows that some windows need, and the windows' steps in it.
 
-    For where all frames went to the devices and the host looks at a few windows only.
+    For where all frames went to the devices and the host looks at a few windows only. Rows that
+    were no neighbours are of different episodes in it.
 
     Args:
       windows: steps [B] of each group of windows, as `windows_at` takes them.
@@ -117,6 +118,8 @@ def only_windows(
     around = [steps + offset for steps in windows for offset in (-1, 0, 1)]
     rows = np.unique(np.concatenate(around))
     kept = FrameArrays(*(x[rows] for x in frames))
+    apart = (np.diff(rows) != 1) | (np.diff(kept.episode) != 0)
+    kept = kept._replace(episode=np.append(0, np.cumsum(apart)).astype(np.int32))
     # A window's rows are neighbours among those as well: nothing lies between them.
     return kept, tuple(np.searchsorted(rows, steps).astype(np.int32) for steps in windows)
 

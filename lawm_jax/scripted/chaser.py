@@ -1,8 +1,9 @@
 """An expert for chaser: the nearest orb that no enemy can be at first (easy levels: 11 x 11 cells).
 
 Player and enemies move half a cell a step, and touch where they are less than a cell apart both
-ways. A crystal makes enemies harmless, and slow, for 75 steps; eggs, that enemies hatch from, are
-harmless too.
+ways. The player goes on as it went until a wall stops it or another way is free. A crystal makes
+enemies harmless, and slow, for 75 steps; eggs, that enemies hatch from, are harmless too. What is
+harmless is passed over, until the frame shows it dangerous.
 """
 
 import math
@@ -119,7 +120,7 @@ def _ways(place: Position, open_: list[bool]) -> list[tuple[float, int, int]]:
         along, across = place if down else place[::-1]
         to = math.floor(along) + 1 if down + right > 0 else math.ceil(along) - 1
         if across % 1 or not 0 <= to < SIZE:
-            continue  # between two cells there are only these two to go to
+            continue  # between two cells it can only go on or back
         cell = int(to * SIZE + across if down else across * SIZE + to)
         if open_[cell]:
             ways.append((abs(to - along), action, cell))
