@@ -20,6 +20,7 @@ PAPER = {
     ("walker_walk", "expert", "5%"): "94.3 ± 0.6",
     ("cheetah_run", "expert", "5%"): "52.4 ± 23.5",
 }
+LAYER_NORM = "td3_bc.critic_layer_norm"
 BOOTSTRAP_FROM = 5  # seeds; of fewer the bootstrap's interval is far too narrow
 LAPO_METHODS = {  # name -> what of configs/procgen.py makes it
     "lapo": {},
@@ -109,8 +110,8 @@ def read_cells(directory: Path) -> Cells:
     one seed: they are one result, their mean.
 
     Raises:
-      InputError: there are none, those of a row come from different data, or agents of one seed
-        have different settings.
+      InputError: there are none, those of a row come from different data, some of a cell have
+        normalised critics and some have not, or agents of one seed have different settings.
     """
     cells: Cells = defaultdict(lambda: defaultdict(list))
     for result in read(directory):
@@ -130,11 +131,17 @@ def read_cells(directory: Path) -> Cells:
 
 
 def _check_comparable(directory: Path, cells: Cells) -> None:
-    """Refuses a row whose results come from different data: their numbers say nothing together."""
+    """Refuses results that say nothing together: of different data, or of different critics."""
     fingerprints = defaultdict(set)
-    for (task, dataset, _), by_method in cells.items():
-        for results in by_method.values():
+    for (task, dataset, labels), by_method in cells.items():
+        for method, results in by_method.items():
             fingerprints[task, dataset] |= {result["dataset"]["fingerprint"] for result in results}
+            normalised = {flatten(r["config"]).get(LAYER_NORM, False) for r in results}
+            if len(normalised) > 1:
+                raise InputError(
+                    f"{directory}: {method} on {task}/{dataset} at {labels} labels has results "
+                    f"with {LAYER_NORM} and without; keep them in different directories"
+                )
     for (task, dataset), found in fingerprints.items():
         if len(found) > 1:
             raise InputError(

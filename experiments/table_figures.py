@@ -53,13 +53,12 @@ def write_figures(cells: Cells, out: Path) -> list[Path]:
 
 def write_lapo(results: Path, out: Path) -> list[Path]:
     """Draws LAPO's aggregate curves where there are results of it; returns the files."""
-    curves = lapo_curves(read(results))
-    if not curves:
+    panels = lapo_panels(read(results))
+    if not panels:
         return []
     path = out / "lapo.png"
     plots.interval_curves(
-        path, {"mean over games": curves}, "labelled transitions",
-        "return (random 0, data policy 1)", LAPO_NAMES,
+        path, panels, "labelled transitions", "return (random 0, data policy 1)", LAPO_NAMES
     )
     return [path]
 
@@ -109,6 +108,26 @@ def label_curves(cells: Cells) -> dict[str, dict[str, dict[float, Estimate]]]:
 
 
 # ---- LAPO
+
+
+def lapo_panels(results: list[Result]) -> dict[str, dict[str, dict[float, Estimate]]]:
+    """Games -> method -> curve: LAPO over all its games, and all methods over those that all have.
+
+    So nothing is compared with the mean over other games.
+    """
+    games: dict[str, set[str]] = defaultdict(set)
+    for result in results:
+        games[lapo_method(result["config"])].add(result["config"]["task"])
+    panels = {}
+    for methods in ({"lapo"} & games.keys(), games.keys()):
+        shared = set.intersection(*(games[method] for method in methods)) if methods else set()
+        curves = lapo_curves(
+            r for r in results
+            if r["config"]["task"] in shared and lapo_method(r["config"]) in methods
+        )
+        if curves:
+            panels[f"mean over {', '.join(sorted(shared))}"] = curves
+    return panels
 
 
 def lapo_curves(results: Iterable[Result]) -> dict[str, dict[float, Estimate]]:

@@ -62,6 +62,18 @@ def test_the_difference_is_paired_by_seed():
     assert raw_results.difference(ours[:1], theirs[:1]) is None
 
 
+def test_plain_and_normalised_critics_do_not_mix(tmp_path):
+    for seed in (0, 1):
+        entry = result("td3_bc", 0.05, seed, 200.0)
+        entry["config"]["td3_bc"] = {"critic_layer_norm": True} if seed else {}
+        (tmp_path / "results.json").write_text(json.dumps(entry))
+        raw_results.add(tmp_path / "raw", tmp_path)
+        if not seed:
+            assert raw_results.read_cells(tmp_path / "raw")
+    with pytest.raises(InputError, match="td3_bc on walker_walk/medium_replay at 5% labels has "):
+        raw_results.read_cells(tmp_path / "raw")
+
+
 def test_results_of_other_data_or_settings_do_not_mix(tmp_path):
     def keep(entry):
         (tmp_path / "results.json").write_text(json.dumps(entry))

@@ -138,6 +138,23 @@ def test_lapo_curves_are_means_over_games_at_shared_label_counts(tmp_path):
     assert table_figures.write_lapo(tmp_path / "none", tmp_path) == []
 
 
+def test_methods_of_lapo_are_compared_on_games_that_all_have():
+    plain = [lapo_result("maze", 0, {16: 2.0}), lapo_result("miner", 0, {16: 8.0})]
+    other = lapo_result("miner", 0, {16: 6.0})
+    other["config"]["vq"]["enabled"] = False
+    panels = table_figures.lapo_panels([*plain, other])
+    means = {
+        title: {method: points[16].mean for method, points in curves.items()}
+        for title, curves in panels.items()
+    }
+    assert means == {
+        "mean over maze, miner": {"lapo": 0.5, "behaviour_cloning": 0.9},
+        "mean over miner": {"lapo": 0.8, "lapo_without_vq": 0.6, "behaviour_cloning": 0.9},
+    }
+    assert list(table_figures.lapo_panels(plain)) == ["mean over maze, miner"]
+    assert table_figures.lapo_panels([]) == {}
+
+
 # ---- jobs
 
 
