@@ -20,6 +20,7 @@ PAPER = {
     ("walker_walk", "expert", "5%"): "94.3 ± 0.6",
     ("cheetah_run", "expert", "5%"): "52.4 ± 23.5",
 }
+DATA_KEYS = ("name", "dataset", "trajectories", "train_frames")  # of a config: what names its data
 LAYER_NORM = "td3_bc.critic_layer_norm"
 BOOTSTRAP_FROM = 5  # seeds; of fewer the bootstrap's interval is far too narrow
 LAPO_METHODS = {  # name -> what of configs/procgen.py makes it
@@ -81,6 +82,17 @@ def add(directory: Path, workdir: Path) -> list[Path]:
         part.write_text(json.dumps(one, indent=1) + "\n")
         part.replace(target)
     return list(targets)
+
+
+def takes_name_of(config: Mapping[str, Any], kept: Result) -> bool:
+    """Whether a run of this config would be kept under the name of a kept result."""
+    data = [
+        (tree.get("task"), *(tree["data"].get(key) for key in DATA_KEYS))
+        for tree in (config, kept["config"])
+    ]
+    if data[0] != data[1]:
+        return False
+    return file_name(kept | {"config": config, "seed": config["seed"]}) == file_name(kept)
 
 
 def of_seeds(result: Result) -> list[Result]:

@@ -92,10 +92,11 @@ def run(
     cores = sorted(os.sched_getaffinity(0))
     if not 1 <= at_once <= len(cores):
         raise InputError(f"--jobs is {at_once}; this process has {len(cores)} cores")
-    waiting = _todo(jobs, place)
-    print(f"{len(jobs)} jobs, {len(jobs) - len(waiting)} of them done before", flush=True)
-    running: dict[int, _Running] = {}
     failed: list[str] = []
+    waiting = _todo(jobs, failed, place)
+    before = len(jobs) - len(waiting) - len(failed)
+    print(f"{len(jobs)} jobs, {before} of them done before", flush=True)
+    running: dict[int, _Running] = {}
     told = False
     stop = StopSignal()
     stop.install()
@@ -127,18 +128,23 @@ class _Running(NamedTuple):
     began: float
 
 
-def _todo(jobs: list[Job], place: Place) -> list[Job]:
+def _todo(jobs: list[Job], failed: list[str], place: Place) -> list[Job]:
     """The jobs without results; those of a finished run join the raw results.
 
-    Raw results that were kept count as well, so that a fresh clone repeats none of them.
+    Raw results that were kept count as well, so that a fresh clone repeats none of them. A job
+    whose result could not be kept, as one of another configuration has its name, has failed.
     """
-    kept = {
-        group: [result["config"] for result in raw_results.read(place.results / group)]
-        for group in {job.group for job in jobs}
-    }
+    kept = {group: raw_results.read(place.results / group) for group in {j.group for j in jobs}}
     todo = []
     for job in jobs:
-        if any(same_config(config, job.config) for config in kept[job.group]):
+        if any(same_config(result["config"], job.config) for result in kept[job.group]):
+            continue
+        if other := _in_the_way(job, kept[job.group]):
+            print(
+                f"{job.name}: FAILED: {place.results / job.group / other} holds the result of "
+                "another configuration; use another --results"
+            )
+            failed.append(job.name)
             continue
         results = place.of(job) / "results.json"
         if results.exists() and json.loads(results.read_text())["config"] == job.config:
@@ -146,6 +152,12 @@ def _todo(jobs: list[Job], place: Place) -> list[Job]:
         else:
             todo.append(job)  # where only the config differs, the run itself says in what
     return todo
+
+
+def _in_the_way(job: Job, kept: list[raw_results.Result]) -> str:
+    """The name of the kept result that a job's would have to replace; "" where there is none."""
+    names = (raw_results.file_name(x) for x in kept if raw_results.takes_name_of(job.config, x))
+    return next(names, "")
 
 
 def _next(

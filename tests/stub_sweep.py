@@ -16,7 +16,7 @@ STEPS = 8
 
 
 def config_of(name):
-    return {"task": "walker_walk", "method": name, "data": {"label_fraction": 0.05}}
+    return {"task": "walker_walk", "method": name, "seed": 0, "data": {"label_fraction": 0.05}}
 
 
 def jobs(names):

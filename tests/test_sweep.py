@@ -129,6 +129,23 @@ def test_raw_results_that_were_kept_are_not_run_again(tmp_path):
     assert steps(tmp_path, "a") == list(range(1, STEPS + 1))
 
 
+def test_a_job_whose_result_could_not_be_kept_does_not_run(tmp_path, capfd):
+    job, other = jobs("ab")
+    folder = tmp_path / "results" / "dmc"
+    folder.mkdir(parents=True)
+    kept = {
+        "config": job.config | {"td3_bc": {"steps": 5}}, "seed": 0,
+        "dataset": {"name": "walker_walk/some"},
+    }
+    (folder / "kept.json").write_text(json.dumps(kept))
+    assert sweep.run([job, other], place(tmp_path), 1, stub_sweep.command) == 1
+    assert not place(tmp_path).log(job).exists() and steps(tmp_path, "b")
+    output = capfd.readouterr().out
+    name = "walker_walk_some_a_5pct_seed0.json"
+    assert f"a: FAILED: {folder / name} holds the result of another configuration; " in output
+    assert "2 jobs, 0 of them done before" in output and "1 of 2 jobs failed: a" in output
+
+
 def needing(job, other):
     return dataclasses.replace(job, needs=other.name)
 
@@ -158,7 +175,8 @@ def test_a_kept_result_from_before_agents_had_seeds_is_of_the_runs_own(tmp_path)
     (job,) = jobs(["bad"])
     folder = tmp_path / "results" / "dmc"
     folder.mkdir(parents=True)
-    (folder / "old.json").write_text(json.dumps({"config": job.config}))
+    kept = {"config": job.config, "seed": 0, "dataset": {"name": "walker_walk/some"}}
+    (folder / "old.json").write_text(json.dumps(kept))
     for seed, code in ((-1, 0), (1, 1)):  # the second is run, and fails
         agent = dataclasses.replace(job, config={**job.config, "agent": {"seed": seed}})
         assert sweep.run([agent], place(tmp_path), 1, stub_sweep.command) == code
