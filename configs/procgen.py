@@ -217,7 +217,8 @@ def _online() -> Config:
 def _evaluation(game: str) -> Config:
     evaluation = Config()
     evaluation.windows = 4096  # of training and of held-out frames, for probes and errors
-    # class of each of the 15 actions where several do the same (tried in equal states)
+    # class of each of the 15 actions where several do the same (tried in equal states; of chaser by
+    # its source)
     four_ways = (1, 1, 1, 3, 4, 5, 7, 7, 7, *[4] * 6)
     eight_ways = (*range(9), *[4] * 6)
     merged = dict.fromkeys(("miner", "maze"), four_ways)

@@ -148,7 +148,7 @@ def _check_comparable(directory: Path, cells: Cells) -> None:
     for (task, dataset, labels), by_method in cells.items():
         for method, results in by_method.items():
             fingerprints[task, dataset] |= {result["dataset"]["fingerprint"] for result in results}
-            normalised = {flatten(r["config"]).get(LAYER_NORM, False) for r in results}
+            normalised = {flatten(r["config"]).get(LAYER_NORM, LATER[LAYER_NORM]) for r in results}
             if len(normalised) > 1:
                 raise InputError(
                     f"{directory}: {method} on {task}/{dataset} at {labels} labels has results "
