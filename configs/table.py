@@ -69,6 +69,8 @@ def _lapo() -> Config:
     # which a scripted expert makes data for
     lapo.games = ("bigfish", "chaser", "heist", "maze", "miner")
     lapo.methods = ("lapo",)  # lapo | lapo_without_vq
+    # of experiments.lapo; "" takes the preset's, which decode online as well: half an hour more
+    lapo.stages = "latent_action,latent_policy,cloning,supervised_idm,decoder,distillation"
     lapo.seeds = (0,)
     return lapo
 
@@ -80,7 +82,7 @@ def _paper(config: Config) -> None:
     dmc.rows = tuple(f"{task}/{dataset}" for task in TASKS for dataset in DATASETS)
     dmc.seeds = (0, 1, 2, 3, 4)
     dmc.repeated_rows = ()
-    config.lapo.preset = "published"
+    config.lapo.preset, config.lapo.stages = "published", ""
     config.lapo.games = GAMES
     config.lapo.methods = ("lapo", "lapo_without_vq")
     config.lapo.seeds = (0, 1, 2)
@@ -93,5 +95,5 @@ def _tiny(config: Config) -> None:
     dmc.methods, dmc.oracles = ("td3_bc",), ()
     dmc.label_fractions = (0.2,)
     dmc.repeated_rows = dmc.curve_rows = ()
-    config.lapo.preset = "tiny"
+    config.lapo.preset, config.lapo.stages = "tiny", ""
     config.lapo.games = ()

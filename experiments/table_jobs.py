@@ -13,7 +13,14 @@ from experiments.methods import experiment_of
 from experiments.raw_results import LAPO_METHODS
 from experiments.sweep import Job
 from lawm_jax.errors import InputError
+from lawm_jax.lawm.methods import METHODS
 from lawm_jax.offline.methods import BASELINES
+
+# Those that can see all actions: what learns from unlabelled trajectories has none left then.
+ORACLES = (
+    *(name for name, method in METHODS.items() if not method.unlabelled),
+    *(name for name, method in BASELINES.items() if not method.inverse_dynamics),
+)
 
 
 def jobs_of(config: ConfigDict, workdir: Path) -> list[Job]:
@@ -22,8 +29,10 @@ def jobs_of(config: ConfigDict, workdir: Path) -> list[Job]:
     workdir: where the jobs' work directories are; those of further agents name one of them.
 
     Raises:
-      InputError: an unknown row, method, preset or game, or an agent's seed below 0.
+      InputError: an unknown row, method, preset or game, an oracle that has none, a fraction
+        outside (0, 1] or a seed below 0.
     """
+    _check(config)
     jobs = {job.name: job for job in (*_control(config.dmc), *_lapo(config.lapo))}
     if not jobs:
         raise InputError("the config asks for no run")
@@ -33,6 +42,20 @@ def jobs_of(config: ConfigDict, workdir: Path) -> list[Job]:
         for seed in config.dmc.agent_seeds if seed != job.config["seed"]
     ]
     return sorted([*jobs.values(), *agents], key=lambda job: (job.needs > "", job.config["seed"]))
+
+
+def _check(config: ConfigDict) -> None:
+    """What no job's config would refuse before it runs."""
+    for section, key in (
+        ("dmc", "seeds"), ("dmc", "repeated_seeds"), ("dmc", "agent_seeds"), ("lapo", "seeds")
+    ):
+        if below := [x for x in config[section][key] if x < 0]:
+            raise InputError(f"{section}.{key} has {below[0]}; seeds are at least 0")
+    for key in ("label_fractions", "curve_fractions"):
+        if wrong := [x for x in config.dmc[key] if not 0.0 < x <= 1.0]:
+            raise InputError(f"dmc.{key} has {wrong[0]}; it must be in (0, 1]")
+    if wrong := sorted(set(config.dmc.oracles) - set(ORACLES)):
+        raise InputError(f"dmc.oracles has '{wrong[0]}'; choose from {', '.join(ORACLES)}")
 
 
 def _control(dmc: ConfigDict) -> Iterator[Job]:
@@ -67,8 +90,6 @@ def _control_job(dmc: ConfigDict, row: str, method: str, fraction: float, seed: 
 
 def _agent_job(job: Job, seed: int, workdir: Path) -> Job:
     """A further agent on the world model of a job."""
-    if seed < 0:
-        raise InputError(f"dmc.agent_seeds has {seed}; seeds are at least 0")
     flags = (
         *job.flags,
         f"--config.agent.seed={seed}",
@@ -87,6 +108,8 @@ def _lapo(lapo: ConfigDict) -> Iterator[Job]:
                         f"lapo.methods has '{method}'; choose from {', '.join(LAPO_METHODS)}"
                     )
                 settings = {**LAPO_METHODS[method], "seed": seed}
+                if lapo.stages:
+                    settings["stages"] = lapo.stages
                 chosen = f"configs/procgen.py:{game},{lapo.preset}"
                 name = f"{game}_{lapo.preset}_{method}_seed{seed}"
                 yield _job(name, "lapo", _flags(chosen, settings), "lapo")

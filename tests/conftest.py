@@ -12,15 +12,22 @@ from fake_gcs import Server
 from experiments import launch
 
 
-@pytest.fixture(scope="module")
-def quick_compilation():
-    """Compilation is what takes the time here, and optimised programs take twice as long."""
-    yield from _without_optimisations()
+@pytest.fixture(scope="module", autouse=True)
+def _quick_compilation(request):
+    """Compilation is what takes the time here, and optimised programs take twice as long.
+
+    A module with tests about what optimisations may change says so by `OPTIMISED = True`; what of
+    it is not asks for `quick_compilation_here`.
+    """
+    if getattr(request.module, "OPTIMISED", False):
+        yield
+    else:
+        yield from _without_optimisations()
 
 
 @pytest.fixture
 def quick_compilation_here():
-    """The same for a test whose module has others that are about what optimisations may change."""
+    """Quick compilation for one test of a module that has `OPTIMISED`."""
     yield from _without_optimisations()
 
 

@@ -25,8 +25,6 @@ from lawm_jax.envs.dmc import task_spec
 from lawm_jax.lawm.methods import resolve
 from lawm_jax.runner import make_mesh
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 
 def test_operations_of_matmuls_in_loops_are_counted_once_a_trip():
     def f(x, w):

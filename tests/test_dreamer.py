@@ -25,7 +25,6 @@ REWARD = jax.jit(ensemble.reward, static_argnums=0)
 INIT = jax.jit(ensemble.init, static_argnums=(0, 1, 2))
 NETWORK = Ensemble(EnsembleConfig(members=4, units=16, layers=1, learning_rate=1e-2), 3)
 TASK = "pendulum_swingup"
-pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 
 def make_config(**changes):

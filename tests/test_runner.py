@@ -23,6 +23,8 @@ from lawm_jax.errors import InputError
 from lawm_jax.lawm import learner
 from lawm_jax.lawm.learner import LearnerConfig, TrainingData
 
+OPTIMISED = True  # what a program computes may not depend on how it is cut or dispatched
+
 CONFIG = LearnerConfig(
     steps=10, labelled_rows=2, unlabelled_rows=3, window=4, learning_rate=1e-2,
     learning_rate_end=0.0, warmup_steps=0, weight_decay=1e-3, gradient_clip=100.0,

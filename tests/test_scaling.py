@@ -13,8 +13,6 @@ from processes import output, start
 
 from benchmarks import scaling
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 
 def test_scaling_counts_the_collectives_of_a_step_and_their_bytes():
     """Of a program whose collectives are known: 4 rounds of 3 x 5 floats, and the loss."""

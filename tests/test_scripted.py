@@ -104,6 +104,24 @@ def test_the_player_takes_no_way_that_an_enemy_is_on_first():
     assert chaser._ways((2.5, 3.0), open_) == [(0.5, UP, 25), (0.5, DOWN, 36)]
 
 
+def test_the_chaser_expert_sees_where_it_goes():
+    """The player it reads moves half a cell its way a step, and the walls stay."""
+    rng, env = np.random.default_rng(0), procgen.Procgen("chaser", 4, seed=2)
+    frames = before = env.reset()
+    seen, ways = 0, {action: np.array([down, right]) for action, down, right in grid.MOVES}
+    for _ in range(60):
+        read = [chaser.read(frame) for frame in frames]
+        actions = [chaser.act(*pair, rng) for pair in zip(frames, before, strict=True)]
+        before, step = frames, env.step(np.array(actions))
+        frames = step.observation
+        for i in np.flatnonzero(step.valid & ~step.done):
+            (cells, place, _), (then, there, enemies) = read[i], chaser.read(frames[i])
+            np.testing.assert_array_equal(np.subtract(there, place), 0.5 * ways[actions[i]])
+            assert [x == chaser.WALL for x in cells] == [x == chaser.WALL for x in then]
+            seen += len(enemies)
+    assert seen  # it met enemies
+
+
 @pytest.mark.parametrize("velocity", [-0.75, 0.0, 0.75])
 @pytest.mark.parametrize("offset", [-0.4, 0.0, 0.3])
 def test_steering_brings_the_thief_to_the_middle(offset, velocity):

@@ -20,8 +20,6 @@ from benchmarks.train_steps import train_steps
 from configs.dmc import get_config
 from lawm_jax import runner
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 
 @pytest.fixture
 def measured(tmp_path, monkeypatch):

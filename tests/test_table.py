@@ -225,6 +225,15 @@ def test_presets_name_every_row_and_each_job_once():
              "--config.dmc.agent_seeds=(-1,)"],
             "dmc.agent_seeds has -1",
         ),
+        (["--config=configs/table.py:tiny", "--config.dmc.seeds=(0, -1)"], "dmc.seeds has -1"),
+        (
+            ["--config=configs/table.py:tiny", "--config.dmc.label_fractions=(5.0,)"],
+            "dmc.label_fractions has 5.0",
+        ),
+        (
+            ["--config=configs/table.py:tiny", "--config.dmc.oracles=('lawm',)"],
+            "dmc.oracles has 'lawm'; choose from c_lap, dreamer, td3_bc, bc",
+        ),
         (["--config=configs/table.py:tiny", "--share=2/2"], "--share is '2/2'"),
         (["--config=configs/table.py:tiny", "--jobs=0"], "--jobs is 0"),
         (["--config=configs/table.py:tiny", "--jobs=two"], "--jobs: invalid int value"),

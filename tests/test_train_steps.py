@@ -20,7 +20,6 @@ STEPS = (
     "ppo_update", "ppo_update, frozen trunk",
 )
 COMPILED = "/jax/core/compile/backend_compile_duration"
-pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 
 def steps_of(changes=()):
