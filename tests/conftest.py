@@ -8,13 +8,17 @@ from pathlib import Path
 import jax
 import pytest
 from fake_gcs import Server
+from processes import QUICK_COMPILATION
 
 from experiments import launch
+
+# Read when JAX starts its backend, so for all tests and the processes that they start.
+os.environ["XLA_FLAGS"] = QUICK_COMPILATION["XLA_FLAGS"]
 
 
 @pytest.fixture(scope="module", autouse=True)
 def _quick_compilation(request):
-    """Compilation is what takes the time here, and optimised programs take twice as long.
+    """Has all modules compile without optimisations, in half the time.
 
     A module with tests about what optimisations may change says so by `OPTIMISED = True`; what of
     it is not asks for `quick_compilation_here`.
