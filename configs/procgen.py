@@ -58,8 +58,8 @@ def get_config(arg: str = "bigfish") -> Config:
     config.latent_action = _training(50_000, 3e-4, start=0.1, end=0.01, warmup=50)
     config.latent_action.relative_error = False  # forward error over that of copying the frame
     config.policy = _encoder()  # of latent policy and behaviour cloning
-    config.latent_policy = _training(60_000, 2e-4, start=0.01, end=0.0, warmup=1000)
-    config.cloning = _training(60_000, 2e-4, start=0.01, end=0.0, warmup=1000)
+    config.latent_policy = _training(60_000, 2e-4, start=0.01, end=0.0, warmup=1000, clip=0.0)
+    config.cloning = _training(60_000, 2e-4, start=0.01, end=0.0, warmup=1000, clip=0.0)
     config.supervised_idm = _training(50_000, 3e-4, start=0.1, end=0.01, warmup=50)
     config.decoder = _decoder()
     config.distillation = _training(10_000, 2e-4, start=0.01, end=0.0, warmup=1000)
@@ -135,7 +135,9 @@ def _vq() -> Config:
     return vq
 
 
-def _training(steps: int, learning_rate: float, start: float, end: float, warmup: int) -> Config:
+def _training(
+    steps: int, learning_rate: float, start: float, end: float, warmup: int, clip: float = 2.0
+) -> Config:
     training = Config()
     training.steps = steps
     training.rows = 128  # windows of a batch, over all devices
@@ -145,7 +147,7 @@ def _training(steps: int, learning_rate: float, start: float, end: float, warmup
     training.learning_rate_end = end  # share of it that the linear decay ends at
     training.warmup_steps = warmup
     training.weight_decay = 0.01
-    training.gradient_clip = 2.0
+    training.gradient_clip = clip  # 0: none
     return training
 
 
@@ -280,6 +282,7 @@ def _small(config: Config) -> None:
     stage.relative_error = True
     for training in (config.latent_policy, config.cloning):
         training.steps, training.learning_rate, training.warmup_steps = 5000, 3e-3, 100
+        training.gradient_clip = 2.0
     config.latent_policy.steps = 6000
     config.supervised_idm.steps, config.supervised_idm.rows = 2000, 64
     config.supervised_idm.learning_rate = 1e-3

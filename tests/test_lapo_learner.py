@@ -5,6 +5,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from lapo_small import (
     SIDE,
@@ -18,7 +19,7 @@ from lawm_jax import runner
 from lawm_jax.data.frames import FrameWindows, shard_frames, window_steps, windows_at
 from lawm_jax.lapo import learner, vq
 from lawm_jax.lapo.fdm import FDMConfig, ForwardDynamics
-from lawm_jax.lapo.optimiser import schedule
+from lawm_jax.lapo.optimiser import make_optimiser, schedule
 from lawm_jax.vision import EncoderConfig, FrameNetwork, Trunk, from_patches, scale, to_patches
 
 SHAPE = (SIDE, SIDE, 3)
@@ -81,6 +82,18 @@ def test_bfloat16_is_close_to_float32(pool):
     assert rough.dtype == jnp.float32
     np.testing.assert_allclose(rough, exact, atol=0.05)
     assert (rough != exact).any()
+
+
+@pytest.mark.parametrize(("clip", "share"), [(2.0, 2.0 / 5.0), (10.0, 1.0), (0.0, 1.0)])
+def test_gradients_are_clipped_by_their_norm_or_not_at_all(clip, share):
+    """Adam's first moment after one step is a tenth of the gradient that reached it."""
+    config = dataclasses.replace(TRAINING, gradient_clip=clip)
+    gradient = {"a": jnp.array([3.0, 0.0]), "b": jnp.array([4.0])}
+    optimiser = make_optimiser(config)
+    _, state = optimiser.update(gradient, optimiser.init(gradient), gradient)
+    moment = optax.tree.get(state, "mu")
+    for name, value in gradient.items():
+        np.testing.assert_allclose(moment[name], 0.1 * share * value, rtol=1e-5)
 
 
 def test_the_schedule_is_the_published_one():

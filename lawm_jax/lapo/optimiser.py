@@ -18,7 +18,7 @@ class TrainingConfig:
       learning_rate_end: share of it at the last step.
       warmup_steps: linear.
       weight_decay: AdamW's.
-      gradient_clip: largest global norm.
+      gradient_clip: largest global norm; 0 is none (published, of the latent policy).
     """
 
     steps: int
@@ -46,8 +46,9 @@ def schedule(config: TrainingConfig) -> optax.Schedule:
 
 
 def make_optimiser(config: TrainingConfig) -> optax.GradientTransformation:
-    """AdamW with clipped gradients."""
+    """AdamW on gradients that are clipped, if they are to be."""
+    clip = config.gradient_clip
     return optax.chain(
-        optax.clip_by_global_norm(config.gradient_clip),
+        optax.clip_by_global_norm(clip) if clip else optax.identity(),
         optax.adamw(schedule(config), weight_decay=config.weight_decay),
     )

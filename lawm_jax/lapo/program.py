@@ -187,6 +187,12 @@ def _check_counts(config: ConfigDict) -> None:
         rate = config[section].learning_rate
         if not 0.0 < rate < math.inf:
             raise InputError(f"{section}.learning_rate is {rate}; it must be positive and finite")
+    for section in TRAININGS:
+        if not config[section].gradient_clip >= 0.0:
+            raise InputError(
+                f"{section}.gradient_clip is {config[section].gradient_clip}; it must be >= 0, and "
+                "0 is none"
+            )
 
 
 def _check_ppo(ppo: ConfigDict, section: str) -> None:
