@@ -113,7 +113,7 @@ def _encoder() -> Config:
 def _fdm() -> Config:
     fdm = Config()
     fdm.width = 24
-    fdm.levels = 5
+    fdm.levels = 7  # sizes of maps, with the input's
     fdm.patch = 0  # 0: a U-Net on pixels; else on patches of this side
     fdm.residual = False  # predict the change from the last frame
     return fdm

@@ -25,7 +25,7 @@ def make_model(published=True, **changes):
     """IMPALA and a U-Net with batch normalisation, or patches throughout; tiny."""
     vq = changes.pop("vq", VQ)
     if published:
-        idm, fdm = InverseDynamics(IMPALA, vq), FDMConfig(width=4, levels=2)
+        idm, fdm = InverseDynamics(IMPALA, vq), FDMConfig(width=4, levels=3)
     else:
         idm = InverseDynamics(PATCHES, vq, differences=True, normalise=True)
         fdm = FDMConfig(width=16, levels=2, patch=2, residual=True)

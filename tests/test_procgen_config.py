@@ -93,6 +93,13 @@ def test_settings_that_cannot_be(key, value, message):
         resolve(config, SHAPE, ACTIONS)
 
 
+def test_a_u_net_on_pixels_has_a_lowest_map():
+    config = get_config("maze")
+    config.fdm.levels = 1
+    with pytest.raises(InputError, match=r"fdm.levels is 1; a U-Net on pixels has at least 2"):
+        resolve(config, SHAPE, ACTIONS)
+
+
 def test_devices_must_divide_the_batches():
     config = get_config("maze,tiny")
     check_rows(config, runner.make_mesh(jax.devices()[:1]))

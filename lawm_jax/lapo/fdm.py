@@ -16,11 +16,11 @@ from lawm_jax.vision import from_patches, scale, to_patches
 
 @dataclasses.dataclass(frozen=True)
 class FDMConfig:
-    """Sizes of a forward model; the defaults are the published ones (8.4M parameters).
+    """Sizes of a forward model; the defaults are the published ones (7.8M parameters).
 
     Attributes:
-      width: channels of the first level; every level halves the map and doubles the channels.
-      levels: of the U-Net; the map's side must be divisible by 2^(levels - 1).
+      width: channels of the first map; each further one has twice as many and half the side.
+      levels: sizes of maps, with that of the input; 2^(levels - 1) must divide the input's side.
       patch: 0 for a U-Net on pixels. Else the map is of patches of this side, and z enters every
         block by FiLM (scale and shift of the normalised channels).
       residual: predict the change from the last frame instead of the frame.
@@ -28,7 +28,7 @@ class FDMConfig:
     """
 
     width: int = 24
-    levels: int = 5
+    levels: int = 7
     patch: int = 0
     residual: bool = False
     dtype: str = "float32"
@@ -55,27 +55,25 @@ class ForwardDynamics(nn.Module):
         return current + out if self.config.residual else jnp.tanh(out) / 2.0
 
 
-class NormBlock(nn.Module):
-    """x + conv(relu(norm(conv(relu(norm(x)))))), with batch normalisation."""
+class NarrowBlock(nn.Module):
+    """relu(x + conv(relu(conv(relu(x))))), with half of the channels in between."""
 
-    train: bool
     dtype: jnp.dtype
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """[B, H, W, C] -> the same."""
-        norm = functools.partial(
-            nn.BatchNorm, use_running_average=not self.train, momentum=0.9, dtype=self.dtype,
-            axis_name=AXIS if self.train else None,
-        )
-        y = x
-        for _ in range(2):
-            y = nn.Conv(x.shape[-1], (3, 3), dtype=self.dtype)(nn.relu(norm()(y)))
-        return x + y
+        channels = x.shape[-1]
+        y = nn.Conv(channels // 2, (3, 3), dtype=self.dtype)(nn.relu(x))
+        return nn.relu(x + nn.Conv(channels, (3, 3), dtype=self.dtype)(nn.relu(y)))
 
 
 class UNet(nn.Module):
-    """A U-Net of residual blocks; z joins the channels of the input and of the lowest map."""
+    """A U-Net of residual blocks; z joins the channels of the input and of the lowest map.
+
+    The lowest map of the published sizes is a single cell, so that z reaches every pixel twice.
+    Convolutions of a stride as large as their kernel are matmuls on 2 x 2 cells here.
+    """
 
     config: FDMConfig
 
@@ -84,16 +82,23 @@ class UNet(nn.Module):
         """(frames [B, H, W, 6], z [B, Z]) -> [B, H, W, 3]."""
         config, dtype = self.config, jnp.dtype(self.config.dtype)
         conv = functools.partial(nn.Conv, kernel_size=(3, 3), dtype=dtype)
-        x, skips = _with_plane(frames, z), []
-        for level in range(config.levels):
-            x = conv(config.width * 2**level, strides=2 if level else 1)(x)
-            x = NormBlock(train, dtype)(x)
+        dense = functools.partial(nn.Dense, dtype=dtype)
+        norm = functools.partial(
+            nn.BatchNorm, use_running_average=not train, momentum=0.9, dtype=dtype,
+            axis_name=AXIS if train else None,
+        )
+        *widths, lowest = (config.width * 2**level for level in range(config.levels - 1))
+        x, skips = _with_plane(frames, z), [frames]
+        for width in widths:
+            x = NarrowBlock(dtype)(norm()(conv(width)(x)))
+            x = nn.max_pool(x, (2, 2), (2, 2))
             skips.append(x)
-        x = conv(x.shape[-1])(_with_plane(skips.pop(), z))
-        for skip in reversed(skips):
-            x = conv(skip.shape[-1])(jnp.concatenate([_twice_as_large(x), skip], -1))
-            x = NormBlock(train, dtype)(x)
-        return conv(3)(nn.relu(x))
+        x = _with_plane(dense(lowest)(to_patches(x, 2)), z)
+        for width in (*reversed(widths), config.width):
+            x = from_patches(dense(4 * width)(x), 2)
+            x = NarrowBlock(dtype)(norm()(x))
+            x = jnp.concatenate([x, skips.pop()], -1)
+        return dense(3)(NarrowBlock(dtype)(conv(config.width)(x)))
 
 
 class FiLMBlock(nn.Module):
@@ -141,10 +146,3 @@ def _with_plane(x: jax.Array, z: jax.Array) -> jax.Array:
     """x [B, H, W, C] with z [B, Z] as constant channels after its own."""
     plane = jnp.broadcast_to(z[:, None, None], (*x.shape[:3], z.shape[-1]))
     return jnp.concatenate([x, plane.astype(x.dtype)], -1)
-
-
-def _twice_as_large(x: jax.Array) -> jax.Array:
-    """Every cell of [B, H, W, C] repeated 2 x 2."""
-    rows, height, width, channels = x.shape
-    x = jnp.broadcast_to(x[:, :, None, :, None], (rows, height, 2, width, 2, channels))
-    return x.reshape(rows, 2 * height, 2 * width, channels)

@@ -151,6 +151,8 @@ def _check(config: ConfigDict, frame_shape: tuple[int, int, int], actions: int) 
 def _check_sizes(config: ConfigDict, frame_shape: tuple[int, int, int]) -> None:
     """Every stage has its sizes, and frames must be cut evenly by patches and halvings."""
     fdm = config.fdm
+    if not fdm.patch and fdm.levels == 1:
+        raise InputError("fdm.levels is 1; a U-Net on pixels has at least 2")
     halvings = {"fdm.levels": max(fdm.patch, 1) * 2 ** (fdm.levels - 1)}
     for name in ("idm", "policy", "expert_policy"):
         encoder = config[name]
