@@ -8,20 +8,16 @@ from pathlib import Path
 import jax
 import pytest
 from fake_gcs import Server
-from processes import QUICK_COMPILATION
 
 from experiments import launch
-
-# Read when JAX starts its backend, so for all tests and the processes that they start.
-os.environ["XLA_FLAGS"] = QUICK_COMPILATION["XLA_FLAGS"]
 
 
 @pytest.fixture(scope="module", autouse=True)
 def _quick_compilation(request):
     """Has all modules compile without optimisations, in half the time.
 
-    A module with tests about what optimisations may change says so by `OPTIMISED = True`; what of
-    it is not asks for `quick_compilation_here`.
+    A module whose tests are about what optimisations may change, or run for long, says so by
+    `OPTIMISED = True`; what of it is not asks for `quick_compilation_here`.
     """
     if getattr(request.module, "OPTIMISED", False):
         yield

@@ -15,6 +15,7 @@ from lawm_jax.lapo.decode import Decoder, DecoderConfig, Latents
 from lawm_jax.lapo.vq import VQConfig
 from lawm_jax.vision import FrameNetwork
 
+OPTIMISED = True  # hundreds of steps of convolutions: here running takes longer than compiling
 SHAPE = (SIDE, SIDE, 3)
 ACTIONS = len(MOVES)
 MODEL = make_model(
