@@ -8,13 +8,25 @@ from pathlib import Path
 import jax
 import pytest
 from fake_gcs import Server
+from jax._src import compiler
 
 from experiments import launch
+
+SLOWEST = (
+    "lapo_job", "runner", "lawm_job", "lapo_stages", "baselines_job", "elbo", "lapo_devices",
+    "step_time", "train_steps", "lapo_learner", "sweep",
+)
+
+
+def pytest_collection_modifyitems(items):
+    """Files that take long go first, so that the workers end together."""
+    rank = {f"test_{name}": i for i, name in enumerate(SLOWEST)}
+    items.sort(key=lambda item: rank.get(item.path.stem, len(rank)))
 
 
 @pytest.fixture(scope="module", autouse=True)
 def _quick_compilation(request):
-    """Has all modules compile without optimisations, in half the time.
+    """Has all modules compile without optimisations, in a quarter of the time.
 
     A module whose tests are about what optimisations may change, or run for long, says so by
     `OPTIMISED = True`; what of it is not asks for `quick_compilation_here`.
@@ -32,9 +44,21 @@ def quick_compilation_here():
 
 
 def _without_optimisations():
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
+    """As processes.QUICK_COMPILATION; XLA's flags are read once, so that option is given by jit."""
+    given = compiler.get_compile_options
+
+    def without_emitters(*args, **kwargs):
+        options = given(*args, **kwargs)
+        if jax.default_backend() == "cpu":
+            emitters = ("xla_cpu_use_fusion_emitters", False)
+            options.env_option_overrides = [*options.env_option_overrides, emitters]
+        return options
+
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.setattr(compiler, "get_compile_options", without_emitters)
+        jax.config.update("jax_disable_most_optimizations", True)
+        yield
+        jax.config.update("jax_disable_most_optimizations", False)
 
 
 @pytest.fixture(scope="session")
