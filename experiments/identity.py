@@ -54,7 +54,8 @@ def same_config(kept: Mapping[str, Any], config: Mapping[str, Any]) -> bool:
 
     Keys that came after it was kept count as equal, those of LATER where the config has the value
     that their absence stands for; keys of GONE are passed over where they have theirs. Where a
-    shared world model was found does not matter, nor whether finished stages of LAPO were taken.
+    shared world model was found does not matter, nor whether finished stages of LAPO were taken or
+    more of them run than are asked for.
     """
     now = flatten(config)
     before = {key: value for key, value in LATER.items() if key in now} | flatten(kept)
@@ -63,6 +64,8 @@ def same_config(kept: Mapping[str, Any], config: Mapping[str, Any]) -> bool:
         flat.pop("pretrained", None)  # its stages were trained with the same settings
         if "world_model.pretrained" in flat:
             flat["world_model.pretrained"] = bool(flat["world_model.pretrained"])
+    if set(now.get("stages", "").split(",")) <= set(before.get("stages", "").split(",")):
+        before.pop("stages", None)
     return all(key in now and now[key] == value for key, value in before.items())
 
 

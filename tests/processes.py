@@ -16,8 +16,11 @@ QUICK_COMPILATION = {
 
 
 def start(script, *args, devices, cwd=None, **environment):
-    """Starts a script of this folder with forced host devices, in the directory `cwd`."""
-    flags = f"{QUICK_COMPILATION['XLA_FLAGS']} --xla_force_host_platform_device_count={devices}"
+    """Starts a script of this folder with forced host devices, in the directory `cwd`.
+
+    It compiles with the emitters, on which the last digits of what the scripts compare depend.
+    """
+    flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={devices}"
     root = Path(__file__).parent.parent
     return subprocess.Popen(
         [sys.executable, script.__file__, *map(str, args)],

@@ -60,7 +60,7 @@ def test_disagreement_grows_off_the_data():
 
     run = runner.data_parallel(step, runner.make_mesh(jax.devices()[:1]))
     state, metrics = run(
-        INIT(NETWORK, 2, 1, 0), None, (feature, action, embedding), steps=400
+        INIT(NETWORK, 2, 1, 0), None, (feature, action, embedding), steps=800
     )
     assert metrics["ensemble_error"][-1] < 0.1 * metrics["ensemble_error"][0]
     on = REWARD(NETWORK, state, feature, action).mean()

@@ -205,6 +205,9 @@ def test_what_counts_as_the_same_config():
     one, two = ({**config, "world_model": {"pretrained": name}} for name in "ab")
     assert same_config(one, two)  # wherever it was found
     assert same_config({**kept, "pretrained": "runs/other"}, {**config, "pretrained": ""})
+    few, more = ({**kept, "stages": stages} for stages in ("a,c", "a,b,c"))
+    assert same_config(more, {**config, "stages": "a,c"})
+    assert not same_config(few, {**config, "stages": "a,b,c"})
 
 
 def test_the_agents_seed_is_the_runs_or_counts_on_from_its_own():
