@@ -26,7 +26,7 @@ def pytest_collection_modifyitems(items):
 
 @pytest.fixture(scope="module", autouse=True)
 def _quick_compilation(request):
-    """Has all modules compile without optimisations, in a quarter of the time.
+    """Has all modules compile without most optimisations, which takes far less time.
 
     A module whose tests are about what optimisations may change, or run for long, says so by
     `OPTIMISED = True`; what of it is not asks for `quick_compilation_here`.

@@ -7,8 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-# Compilation is what takes the time of small jobs. Without its optimisations, and without the
-# emitters of fused loops, it takes a quarter of it. `.ci/run` has its jobs compiled as users do.
+# Compilation is what takes the time of small jobs. Without most optimisations, and without the
+# emitters of fused loops, it takes far less. `.ci/run` has its jobs compiled as users do.
 QUICK_COMPILATION = {
     "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
     "XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} --xla_cpu_use_fusion_emitters=false".strip(),
