@@ -7,20 +7,20 @@ import subprocess
 import sys
 from pathlib import Path
 
+FLAGS = os.environ.get("XLA_FLAGS", "")
+WITHOUT_EMITTERS = f"{FLAGS} --xla_cpu_use_fusion_emitters=false".strip()
 # Compilation is what takes the time of small jobs. Without most optimisations, and without the
 # emitters of fused loops, it takes far less. `.ci/run` has its jobs compiled as users do.
-QUICK_COMPILATION = {
-    "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
-    "XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} --xla_cpu_use_fusion_emitters=false".strip(),
-}
+QUICK_COMPILATION = {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1", "XLA_FLAGS": WITHOUT_EMITTERS}
 
 
-def start(script, *args, devices, cwd=None, **environment):
+def start(script, *args, devices, cwd=None, emitters=False, **environment):
     """Starts a script of this folder with forced host devices, in the directory `cwd`.
 
-    It compiles with the emitters, on which the last digits of what the scripts compare depend.
+    emitters: compile with those of fused loops, on which the last digits of results depend.
     """
-    flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={devices}"
+    flags = FLAGS if emitters else WITHOUT_EMITTERS
+    flags += f" --xla_force_host_platform_device_count={devices}"
     root = Path(__file__).parent.parent
     return subprocess.Popen(
         [sys.executable, script.__file__, *map(str, args)],

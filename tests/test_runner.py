@@ -163,7 +163,7 @@ def test_a_batch_that_devices_do_not_divide_is_refused():
 @pytest.fixture(scope="module")
 def eight(shared_compilation):
     """What tests/eight_devices.py finds: name -> largest relative difference."""
-    return output(start(eight_devices, devices=8))
+    return output(start(eight_devices, devices=8, emitters=True))
 
 
 def test_eight_devices_give_the_gradients_of_one(eight):
