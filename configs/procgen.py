@@ -91,7 +91,6 @@ def _data() -> Config:
     data.train_frames = 2_500_000
     data.test_frames = 100_000
     data.random_actions = 0.1  # share of uniformly random actions of a scripted expert
-    data.random_start = 0  # most random steps, not recorded, that an episode starts with
     data.num_levels = 0  # of the training split, 0 for all; the test split takes the next ones
     data.start_level = 0
     # Episodes that run at the end are dropped, more often long ones: an environment should record

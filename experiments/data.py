@@ -156,8 +156,7 @@ def make_frames(run: Run, expert: Expert) -> None:
     write_expert_dataset(
         run.data_dir, name, expert, train_frames=data.train_frames,
         test_frames=data.test_frames, seed=COLLECTION_SEED, num_levels=data.num_levels,
-        start_level=data.start_level, num_envs=data.num_envs, random_start=data.random_start,
-        poll=poll_of(run),
+        start_level=data.start_level, num_envs=data.num_envs, poll=poll_of(run),
     )
 
 
@@ -172,7 +171,6 @@ def _check_settings(run: Run, train: FrameDataset) -> None:
     levels = made.get("levels", {}).get("train", {})
     settings = {
         "num_envs": (made.get("num_envs"), data.num_envs),
-        "random_start": (made.get("random_start", 0), data.random_start),
         "num_levels": (levels.get("number") or 0, data.num_levels),
         "start_level": (levels.get("start"), data.start_level),
     }

@@ -5,7 +5,7 @@ import itertools
 import numpy as np
 import pytest
 
-from lawm_jax.collect_procgen import RandomStart, Tally, record_episodes, write_expert_dataset
+from lawm_jax.collect_procgen import Tally, record_episodes, write_expert_dataset
 from lawm_jax.data.frame_shards import read_frames
 from lawm_jax.envs import procgen
 from lawm_jax.errors import InputError
@@ -106,42 +106,6 @@ def test_stuck_episodes_are_cut_after_their_last_reward():
     assert tally.stuck + len(by_env[2]) == len(tally.returns)
 
 
-def test_random_starts_are_neither_recorded_nor_told():
-    def record(most):
-        played, tally = [], Tally()
-
-        def act(observation, before):
-            played.append(observation[:, 0, 0].copy())
-            return np.full(3, 99), np.zeros(3), np.zeros(3)
-
-        env = _Clock(length=9)
-        step, actions = env.step, []
-        env.step = lambda action: actions.append(action) or step(np.where(action == 99, 2, 1))
-        start = RandomStart(3, most, seed=0)
-        episodes = list(record_episodes(env, act, 300, tally, start=start))
-        return episodes, tally, np.concatenate(played), np.concatenate(actions)
-
-    episodes, tally, frames, actions = record(most=5)
-    firsts = [int(episode.observation[0, 0, 0, 2]) for episode in episodes]
-    assert set(firsts) == set(range(6))
-    for episode, first in zip(episodes, firsts, strict=True):
-        np.testing.assert_array_equal(episode.observation[:, 0, 0, 2], np.arange(first, 10))
-        assert (episode.action == 99).all()
-        assert episode.episode_return == pytest.approx(sum(range(first, 9)) + 0.2 * (9 - first))
-    np.testing.assert_allclose(tally.returns, [episode.episode_return for episode in episodes])
-    started = actions[actions != 99]
-    assert set(started) <= set(range(procgen.NUM_ACTIONS)) and len(set(started)) > 10
-    by_episode = {tuple(frame[:2]): [] for frame in frames}
-    for frame, action in zip(frames, actions, strict=True):
-        if action != 99:
-            by_episode[tuple(frame[:2])].append(action)
-    held = [a == b for starts in by_episode.values() for a, b in itertools.pairwise(starts)]
-    assert 0.6 < np.mean(held) < 0.95  # 0.75 + 0.25 / 15
-
-    longer, tally, *_ = record(most=20)  # longer than an episode: some have nothing but a start
-    assert all(len(episode.action) for episode in longer) and len(tally.returns) == len(longer)
-
-
 @pytest.mark.parametrize(
     "game, frames, near",
     [("chaser", 6000, 0.7), ("heist", 1500, 0.75), ("maze", 1500, 0.75), ("miner", 1500, 0.75)],
@@ -206,11 +170,6 @@ def test_bad_input_is_refused(tmp_path):
     with pytest.raises(InputError, match="at least 1 frame"):
         write_expert_dataset(
             tmp_path, "maze/a", scripted("maze", 0.1), train_frames=10, test_frames=0, seed=0
-        )
-    with pytest.raises(InputError, match="random_start is a number of steps, .* not -1"):
-        write_expert_dataset(
-            tmp_path, "maze/a", scripted("maze", 0.1), train_frames=10, test_frames=10, seed=0,
-            random_start=-1,
         )
     assert not [path for path in tmp_path.rglob("*") if path.is_file()]
 
