@@ -82,6 +82,8 @@ def losses(path: epath.PathLike, records: Sequence[Mapping[str, Any]], phase: st
         _tidy(axes)
     for axes in panels[len(names) :]:
         axes.remove()
+    for axes in panels[max(0, len(names) - columns) : len(names)]:  # the lowest of each column
+        axes.tick_params(labelbottom=True)
     figure.supxlabel(f"{phase.replace('_', '-')} step", fontsize=10)
     _write(figure, path)
 
