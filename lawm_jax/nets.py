@@ -9,6 +9,16 @@ import jax.numpy as jnp
 from lawm_jax.dists import Normal
 
 
+def matmul(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    """x [..., D] @ kernel [D, F] -> [..., F].
+
+    The leading axes are made one: the kernel's gradient contracts them, and XLA's products on CPUs
+    are slower with several contracted axes (here by a tenth to a third of a layer's time).
+    """
+    y = x.reshape(-1, x.shape[-1]) @ kernel
+    return y.reshape(*x.shape[:-1], kernel.shape[-1])
+
+
 class Dense(nn.Module):
     """A linear layer that can show its input and have its output perturbed, as `scan` needs.
 
@@ -26,7 +36,7 @@ class Dense(nn.Module):
         kernel = self.param("kernel", self.kernel_init, (x.shape[-1], self.features))
         x = x.astype(self.dtype)
         self.sow("inputs", "x", x)
-        y = self.perturb("y", x @ kernel.astype(self.dtype))
+        y = self.perturb("y", matmul(x, kernel.astype(self.dtype)))
         if self.use_bias:
             y += self.param("bias", nn.initializers.zeros, (self.features,)).astype(self.dtype)
         return y

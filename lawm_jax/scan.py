@@ -76,7 +76,8 @@ def scan(
         gradients = {}
         for path in kernels:
             (x,), g = seen[(*path[:-1], "x")], outputs[(*path[:-1], "y")]
-            gradient = jnp.einsum("...k,...n->kn", x, g, preferred_element_type=jnp.float32)
+            x, g = (array.reshape(-1, array.shape[-1]) for array in (x, g))  # see nets.matmul
+            gradient = jnp.matmul(x.T, g, preferred_element_type=jnp.float32)
             gradients[path] = gradient
         return rest, gradients, carry, xs
 

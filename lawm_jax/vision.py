@@ -9,6 +9,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from lawm_jax.nets import Dense
+
 
 @dataclasses.dataclass(frozen=True)
 class EncoderConfig:
@@ -81,7 +83,7 @@ class Trunk(nn.Module):
         for i, (channels, blocks) in enumerate(zip(config.channels, config.blocks, strict=True)):
             channels *= config.multiplier
             if config.patch:
-                x = nn.Dense(channels, dtype=dtype)(to_patches(x, 2 if i else config.patch))
+                x = Dense(channels, dtype=dtype)(to_patches(x, 2 if i else config.patch))
             else:
                 x = nn.Conv(channels, (3, 3), dtype=dtype)(x)
                 x = nn.max_pool(x, (3, 3), (2, 2), "SAME")

@@ -10,6 +10,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from lawm_jax.nets import Dense
 from lawm_jax.runner import AXIS
 from lawm_jax.vision import from_patches, scale, to_patches
 
@@ -82,7 +83,7 @@ class UNet(nn.Module):
         """(frames [B, H, W, 6], z [B, Z]) -> [B, H, W, 3]."""
         config, dtype = self.config, jnp.dtype(self.config.dtype)
         conv = functools.partial(nn.Conv, kernel_size=(3, 3), dtype=dtype)
-        dense = functools.partial(nn.Dense, dtype=dtype)
+        dense = functools.partial(Dense, dtype=dtype)
         norm = functools.partial(
             nn.BatchNorm, use_running_average=not train, momentum=0.9, dtype=dtype,
             axis_name=AXIS if train else None,
@@ -127,7 +128,7 @@ class PatchUNet(nn.Module):
         """(frames [B, H, W, 6], z [B, Z]) -> [B, H, W, 3]; starts at zero."""
         del train
         config, dtype = self.config, jnp.dtype(self.config.dtype)
-        dense = functools.partial(nn.Dense, dtype=dtype)
+        dense = functools.partial(Dense, dtype=dtype)
         x, skips = frames, []
         for level in range(config.levels):
             patches = to_patches(x, 2 if level else config.patch)
@@ -138,7 +139,7 @@ class PatchUNet(nn.Module):
             up = from_patches(dense(4 * skip.shape[-1])(nn.relu(x)), 2)
             x = FiLMBlock(dtype)(skip + up, z)
         x = nn.relu(nn.LayerNorm(dtype=dtype)(x))
-        out = nn.Dense(config.patch**2 * 3, kernel_init=nn.initializers.zeros)
+        out = Dense(config.patch**2 * 3, kernel_init=nn.initializers.zeros)
         return from_patches(out(x.astype(jnp.float32)), config.patch)
 
 
