@@ -26,6 +26,7 @@ ROWS = (
     ("  of the run in", "{world_model[pretrained]}"),
     ("  decoded-action error", "{metrics[decoded_action_error]:.4f}"),
     ("  variance of actions", "{metrics[action_variance]:.4f}"),
+    ("  variance in a state by the prior", "{metrics[prior_action_variance]:.4f}"),
     ("  open-loop error, 1 step", "{metrics[open_loop_error_1]:.4f}"),
     ("    5 steps", "{metrics[open_loop_error_5]:.4f}"),
     ("    10 steps", "{metrics[open_loop_error_10]:.4f}"),

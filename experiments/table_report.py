@@ -39,7 +39,8 @@ SCARCE = ("td3_bc", "c_lap", "idm_td3_bc", "lawm")  # see few labels
 LABELS = ("5%", "1%")
 DIAGNOSTICS = (
     "lawm_decoded_action_error", "idm_decoded_action_error", "idm_unlabelled_action_error",
-    "action_variance", "lawm_open_loop_error_5", "c_lap_open_loop_error_5",
+    "action_variance", "lawm_prior_action_variance", "c_lap_prior_action_variance",
+    "lawm_open_loop_error_5", "c_lap_open_loop_error_5",
     *(f"{method}_overestimation" for method in NAMES),
 )
 Rows = dict[str, dict[str, list[Result]]]  # "task/dataset" -> column -> its seeds
@@ -111,7 +112,11 @@ def diagnostics(cells: Cells) -> list[list[str]]:
                 average(idm, "metrics", "decoded_action_error"),
                 average(idm, "metrics", "unlabelled_action_error"),
                 variance,
-                *(average(runs, "metrics", "open_loop_error_5") for runs in (lawm, c_lap)),
+                *(
+                    average(runs, "metrics", name)
+                    for name in ("prior_action_variance", "open_loop_error_5")
+                    for runs in (lawm, c_lap)
+                ),
                 *(average(row.get(m, []), "evaluation", "value_overestimation") for m in NAMES),
             ]
             lines.append([name, labels, *("" if np.isnan(x) else f"{x:.4g}" for x in values)])
@@ -137,8 +142,10 @@ def markdown(cells: Cells) -> str:
         "## Diagnostics\n\nErrors are mean squares on held-out trajectories: of the actions that "
         "LAWM's posterior and the inverse dynamics model (IDM) see without labels, the latter "
         "also on the unlabelled trajectories that it labels; of observations predicted 5 steps "
-        "ahead. Overestimation: the value that the critic expects of an episode minus the "
-        "discounted return that it brings."
+        "ahead. The prior's variance is that of the actions that the latent-action prior decodes "
+        "to within a state: the wider it is, the further may a policy stray from the data. "
+        "Overestimation: the value that the critic expects of an episode minus the discounted "
+        "return that it brings."
     )
     heads = [name.replace("_", " ") for name in DIAGNOSTICS]
     lines = [[cell or "-" for cell in line] for line in diagnostics(cells)]

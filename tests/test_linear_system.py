@@ -60,6 +60,8 @@ def test_actions_and_dynamics_of_unlabelled_trajectories_are_recovered(train):
     state, errors = train()
     assert errors["action_variance"] == pytest.approx(1 / 3, rel=0.1)  # uniform actions
     assert errors["decoded_action_error"] < 0.2 * errors["action_variance"]
+    # Actions tell nothing of the state, nor the state of them: the prior stands for all of them.
+    assert errors["prior_action_variance"] == pytest.approx(1 / 3, rel=0.3)
     assert errors["open_loop_error_1"] < 0.3  # of 1, the variance of an observation
     again, same = train()
     jax.tree.map(np.testing.assert_array_equal, again, state)  # the same seed, the same numbers

@@ -27,6 +27,7 @@ from lawm_jax.lawm.world_model import (
 OPEN_LOOP_CONTEXT = 10  # observations filtered before a prediction
 OPEN_LOOP_STEPS = (1, 5, 10, 25)  # how far ahead predictions are scored
 CHUNK = 100  # trajectories filtered at once: bounds memory
+PRIOR_DRAWS = 32  # latent actions of the prior that are decoded in a state
 
 
 def _noise(model: WorldModel, steps: int, rows: int, unlabelled: int, key: jax.Array | None
@@ -97,6 +98,8 @@ def prediction_errors(
     ahead of the context with the true actions. `decoded_action_error` is that of the actions that
     the inverse-dynamics path decodes from the observations alone, reported where `decode` says that
     the model has learned one; `action_variance` is what always guessing the mean would score.
+    `prior_action_variance` is the variance, within a state, of the actions that the latent-action
+    prior decodes to: how wide the support is that a policy may choose from.
     """
     length = OPEN_LOOP_CONTEXT + max(OPEN_LOOP_STEPS)
     pieces = int(np.min(heldout.length)) // length
@@ -140,6 +143,8 @@ def _prediction_errors(
     predicted = model.apply({"params": params}, states, method="decode_observation")
     error = jnp.mean((predicted - observation[context:-1]) ** 2, (1, 2))
     metrics = {f"open_loop_error_{k}": error[k - 1] for k in OPEN_LOOP_STEPS}
+    if model.latent_action:
+        metrics["prior_action_variance"] = _prior_action_variance(model, params, filtered.state)
     if decode:
         nothing = jnp.zeros((steps - 1, 0, model.action_size))
         means = _noise(model, steps, rows, rows, None)
@@ -147,6 +152,16 @@ def _prediction_errors(
         metrics["decoded_action_error"] = jnp.mean((inferred.action - action) ** 2)
         metrics["action_variance"] = jnp.mean(jnp.var(action, (0, 1)))
     return metrics
+
+
+def _prior_action_variance(model: WorldModel, params: Params, state: State) -> jax.Array:
+    apply = lambda method, *args: model.apply({"params": params}, *args, method=method)
+    prior = apply("latent_prior", state)
+    keys = jax.random.split(jax.random.key(0), PRIOR_DRAWS)
+    decode = lambda key: apply(
+        "decode_action", state, prior.sample(jax.random.normal(key, prior.mean.shape))
+    )
+    return jnp.mean(jnp.var(jax.vmap(decode)(keys), 0))
 
 
 class PolicyParams(NamedTuple):
