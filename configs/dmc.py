@@ -90,7 +90,9 @@ def _world_model() -> ml_collections.ConfigDict:
     model.action_std = 0.2
     model.kl_balance = 0.8  # share of KL[s]'s gradient that trains the prior
     model.free_nats = 0.0
-    model.latent_kl_weight = 0.3  # weight of KL[u]; the pure ELBO has 1
+    # Weight of KL[u], the pure ELBO's. With less of it u says more than what of an action its state
+    # leaves open, the prior decodes to actions that no data has there, and the policy exploits them.
+    model.latent_kl_weight = 1.0
     model.inverse_on_labelled = 1.0  # labelled windows also train the inverse dynamics; pure: 0
     # Std of the noise on decoded actions that drive unlabelled dynamics; pure: action_std. Without
     # it the actions become a channel through which the next observation leaks into the dynamics;
@@ -279,7 +281,6 @@ def _large(config: ml_collections.ConfigDict) -> None:
     model.deterministic = model.units = 512
     model.stochastic = 30
     model.dtype = "bfloat16"
-    model.latent_kl_weight = 1.0
     model.inverse_on_labelled = 0.0
     model.driving_noise = model.get_ref("action_std")
     if config.data.dataset in ("medium_replay", "plan2explore"):
