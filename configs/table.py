@@ -48,6 +48,8 @@ def _dmc() -> Config:
     # LayerNorm in the critics of both TD3+BCs, which diverge without it here where labels are few.
     # Another value needs a --workdir and --results of its own.
     dmc.critic_layer_norm = True
+    # C-LAP's own weight of KL[u], as LAWM's, 1, does it no good at this scale (README)
+    dmc.c_lap_latent_kl_weight = 0.3
     dmc.label_fractions = (0.05, 0.01)
     dmc.seeds = (0,)
     # rows with further seeds of everything
@@ -79,6 +81,7 @@ def _paper(config: Config) -> None:
     dmc = config.dmc
     dmc.preset = "large"
     dmc.critic_layer_norm = False  # as published
+    dmc.c_lap_latent_kl_weight = 1.0  # the ELBO
     dmc.rows = tuple(f"{task}/{dataset}" for task in TASKS for dataset in DATASETS)
     dmc.seeds = (0, 1, 2, 3, 4)
     dmc.repeated_rows = ()

@@ -83,6 +83,8 @@ def _control_job(dmc: ConfigDict, row: str, method: str, fraction: float, seed: 
     settings = {"method": method, "data.label_fraction": fraction, "seed": seed}
     if dmc.critic_layer_norm and method in BASELINES and BASELINES[method].critics:
         settings["td3_bc.critic_layer_norm"] = True
+    if method == "c_lap":
+        settings["world_model.latent_kl_weight"] = dmc.c_lap_latent_kl_weight
     chosen = f"configs/dmc.py:{task},{dataset}" + ("" if preset == "default" else f",{preset}")
     name = f"{task}_{dataset}_{preset}_{method}_{100 * fraction:g}pct_seed{seed}"
     return _job(name, experiment_of(method), _flags(chosen, settings), "dmc")

@@ -160,7 +160,7 @@ def test_methods_of_lapo_are_compared_on_games_that_all_have():
 
 def test_a_job_is_what_a_user_would_type():
     config = get_config("tiny").unlock()
-    config.dmc.methods = ("lawm", "td3_bc")
+    config.dmc.methods = ("lawm", "c_lap", "td3_bc")
     config.lapo.games, config.lapo.methods = ("maze",), ("lapo_without_vq",)
     jobs = {job.name: job for job in table_jobs.jobs_of(config, RUNS)}
     job = jobs["walker_walk_medium_replay_tiny_td3_bc_20pct_seed0"]
@@ -173,6 +173,9 @@ def test_a_job_is_what_a_user_would_type():
     assert job.config["method"] == "td3_bc" and job.config["td3_bc"]["steps"] == 300
     lawm = jobs["walker_walk_medium_replay_tiny_lawm_20pct_seed0"]
     assert lawm.experiment == "lawm" and not any("layer_norm" in flag for flag in lawm.flags)
+    c_lap = jobs["walker_walk_medium_replay_tiny_c_lap_20pct_seed0"]
+    weight = lambda job: job.config["world_model"]["latent_kl_weight"]
+    assert (weight(lawm), weight(c_lap)) == (1.0, config.dmc.c_lap_latent_kl_weight) == (1.0, 0.3)
     config.dmc.critic_layer_norm = False
     plain = {other.name: other for other in table_jobs.jobs_of(config, RUNS)}[job.name]
     assert plain.flags == flags and not same_config(job.config, plain.config)
