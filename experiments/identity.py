@@ -3,6 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
+from experiments.methods import experiment_of
+
 # LATER and GONE are for kept results; a work directory that was begun with other keys is refused.
 # Keys that came after results were kept, with the value that their absence stands for.
 LATER = {
@@ -18,6 +20,10 @@ LATER = {
 }
 # Keys that went, with the value that is now the only one.
 GONE = {"latent_action.roll": False}
+# Sections of configs/dmc.py that the methods of one experiment read, and those of the other do not.
+READ_BY = {
+    "world_model": "lawm", "agent": "lawm", "td3_bc": "baselines", "inverse_dynamics": "baselines",
+}
 # What keys are called now that were called otherwise when a result or work directory was kept.
 RENAMED = {"agent.values": "agent.value_networks"}
 
@@ -53,9 +59,9 @@ def same_config(kept: Mapping[str, Any], config: Mapping[str, Any]) -> bool:
     """Whether a kept result is of this config.
 
     Keys that came after it was kept count as equal, those of LATER where the config has the value
-    that their absence stands for; keys of GONE are passed over where they have theirs. Where a
-    shared world model was found does not matter, nor whether finished stages of LAPO were taken or
-    more of them run than are asked for.
+    that their absence stands for; keys of GONE are passed over where they have theirs, and so are
+    sections that the method does not read. Where a shared world model was found does not matter,
+    nor whether finished stages of LAPO were taken or more of them run than are asked for.
     """
     now = flatten(config)
     before = {key: value for key, value in LATER.items() if key in now} | flatten(kept)
@@ -64,6 +70,10 @@ def same_config(kept: Mapping[str, Any], config: Mapping[str, Any]) -> bool:
         flat.pop("pretrained", None)  # its stages were trained with the same settings
         if "world_model.pretrained" in flat:
             flat["world_model.pretrained"] = bool(flat["world_model.pretrained"])
+    if "method" in now:
+        reader = experiment_of(now["method"])
+        unread = tuple(f"{section}." for section, of in READ_BY.items() if of != reader)
+        before = {key: value for key, value in before.items() if not key.startswith(unread)}
     if set(now.get("stages", "").split(",")) <= set(before.get("stages", "").split(",")):
         before.pop("stages", None)
     return all(key in now and now[key] == value for key, value in before.items())
