@@ -48,7 +48,7 @@ def _dmc() -> Config:
     # LayerNorm in the critics of both TD3+BCs, which diverge without it here where labels are few.
     # Another value needs a --workdir and --results of its own.
     dmc.critic_layer_norm = True
-    # C-LAP's own weight of KL[u], as LAWM's, 1, does it no good at this scale (README)
+    # C-LAP's weight of KL[u]: LAWM's, 1, did not help it on the two tasks that it was tried on
     dmc.c_lap_latent_kl_weight = 0.3
     dmc.label_fractions = (0.05, 0.01)
     dmc.seeds = (0,)

@@ -55,6 +55,13 @@ def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     ]
 
 
+def read_by(method: str, flat: Mapping[str, Any]) -> dict[str, Any]:
+    """What of a flat config of configs/dmc.py a method reads."""
+    reader = experiment_of(method)
+    unread = tuple(f"{section}." for section, of in READ_BY.items() if of != reader)
+    return {key: value for key, value in flat.items() if not key.startswith(unread)}
+
+
 def same_config(kept: Mapping[str, Any], config: Mapping[str, Any]) -> bool:
     """Whether a kept result is of this config.
 
@@ -71,9 +78,7 @@ def same_config(kept: Mapping[str, Any], config: Mapping[str, Any]) -> bool:
         if "world_model.pretrained" in flat:
             flat["world_model.pretrained"] = bool(flat["world_model.pretrained"])
     if "method" in now:
-        reader = experiment_of(now["method"])
-        unread = tuple(f"{section}." for section, of in READ_BY.items() if of != reader)
-        before = {key: value for key, value in before.items() if not key.startswith(unread)}
+        before = read_by(now["method"], before)
     if set(now.get("stages", "").split(",")) <= set(before.get("stages", "").split(",")):
         before.pop("stages", None)
     return all(key in now and now[key] == value for key, value in before.items())

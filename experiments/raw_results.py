@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from experiments.identity import LATER, agent_seed, differences, flatten
+from experiments.identity import LATER, agent_seed, differences, flatten, read_by
 from lawm_jax import statistics
 from lawm_jax.errors import InputError
 
@@ -21,7 +21,8 @@ PAPER = {
     ("cheetah_run", "expert", "5%"): "52.4 ± 23.5",
 }
 DATA_KEYS = ("name", "dataset", "trajectories", "train_frames")  # of a config: what names its data
-LAYER_NORM = "td3_bc.critic_layer_norm"
+# What configs/table.py sets apart from an experiment's default: one value a cell.
+TABLE_KEYS = ("td3_bc.critic_layer_norm", "world_model.latent_kl_weight")
 BOOTSTRAP_FROM = 5  # seeds; of fewer the bootstrap's interval is far too narrow
 LAPO_METHODS = {  # name -> what of configs/procgen.py makes it
     "lapo": {},
@@ -143,17 +144,21 @@ def read_cells(directory: Path) -> Cells:
 
 
 def _check_comparable(directory: Path, cells: Cells) -> None:
-    """Refuses results that say nothing together: of different data, or of different critics."""
+    """Refuses results that say nothing together: of different data or of other TABLE_KEYS."""
     fingerprints = defaultdict(set)
     for (task, dataset, labels), by_method in cells.items():
         for method, results in by_method.items():
             fingerprints[task, dataset] |= {result["dataset"]["fingerprint"] for result in results}
-            normalised = {flatten(r["config"]).get(LAYER_NORM, LATER[LAYER_NORM]) for r in results}
-            if len(normalised) > 1:
-                raise InputError(
-                    f"{directory}: {method} on {task}/{dataset} at {labels} labels has results "
-                    f"with {LAYER_NORM} and without; keep them in different directories"
-                )
+            name = method.removesuffix("_oracle")
+            settings = [read_by(name, LATER | flatten(r["config"])) for r in results]
+            for key in TABLE_KEYS:
+                values = {flat[key] for flat in settings if key in flat}
+                if len(values) > 1:
+                    raise InputError(
+                        f"{directory}: {method} on {task}/{dataset} at {labels} labels has results "
+                        f"with {key} {' and '.join(map(str, sorted(values)))}; keep them in "
+                        "different directories"
+                    )
     for (task, dataset), found in fingerprints.items():
         if len(found) > 1:
             raise InputError(

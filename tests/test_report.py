@@ -74,6 +74,20 @@ def test_plain_and_normalised_critics_do_not_mix(tmp_path):
         raw_results.read_cells(tmp_path / "raw")
 
 
+@pytest.mark.parametrize(("method", "mixes"), [("lawm", False), ("td3_bc", True)])
+def test_weights_of_the_latent_kl_do_not_mix_where_they_are_read(tmp_path, method, mixes):
+    for seed, weight in ((0, 0.3), (1, 1.0)):
+        entry = result(method, 0.05, seed, 200.0)
+        entry["config"]["world_model"] = {"latent_kl_weight": weight}
+        (tmp_path / "results.json").write_text(json.dumps(entry))
+        raw_results.add(tmp_path / "raw", tmp_path)
+    if mixes:
+        assert raw_results.read_cells(tmp_path / "raw")
+        return
+    with pytest.raises(InputError, match="world_model.latent_kl_weight 0.3 and 1.0; keep them"):
+        raw_results.read_cells(tmp_path / "raw")
+
+
 def test_results_of_other_data_or_settings_do_not_mix(tmp_path):
     def keep(entry):
         (tmp_path / "results.json").write_text(json.dumps(entry))
