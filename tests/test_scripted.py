@@ -78,25 +78,20 @@ def corridor(*cells):
     return open_.ravel().tolist()
 
 
-def test_enemies_do_not_turn_back():
+def test_enemies_may_go_either_way():
     row = [(0, column) for column in range(6)]
-    danger = chaser._danger([(0.0, 2.5)], [(0.0, 2.0)], corridor(*row))
-    assert danger[3:6] == [0.5, 1.5, 2.5]
-    assert danger[2] == 0.5  # it has not left it
-    assert danger[0] == danger[1] == grid.FAR
-    unknown = chaser._danger([(0.0, 2.5)], [], corridor(*row))
-    assert unknown[:6] == [2.5, 1.5, 0.5, 0.5, 1.5, 2.5]
-    # round a block of 3 x 3 cells it comes to what is behind it
-    ring = [(y, x) for y in range(3) for x in range(3) if (y, x) != (1, 1)]
-    danger = chaser._danger([(0.0, 1.0)], [(0.0, 0.5)], corridor(*ring))
-    assert [danger[cell] for cell in (1, 2, 2 * chaser.SIZE, chaser.SIZE, 0)] == [0, 1, 5, 6, 7]
+    danger = chaser._danger([(0.0, 2.5)], corridor(*row))
+    assert danger[:6] == [2.5, 1.5, 0.5, 0.5, 1.5, 2.5]
+    both = chaser._danger([(0.0, 0.0), (0.0, 4.0)], corridor(*row))
+    assert both[:6] == [0, 1, 2, 1, 0, 1]
+    assert both[-1] == grid.FAR
 
 
 def test_the_player_takes_no_way_that_an_enemy_is_on_first():
     # a cross: orbs at the ends of all arms but the one that an enemy comes from are safe
     arms = [(0, 3), (1, 3), (2, 3), (3, 3), (3, 2), (3, 1), (3, 0), (3, 4), (3, 5), (3, 6)]
     open_ = corridor(*arms)
-    danger = chaser._danger([(3.0, 5.0)], [(3.0, 5.5)], open_)
+    danger = chaser._danger([(3.0, 5.0)], open_)
     safe = chaser._reach(chaser._ways((3.0, 3.0), open_), danger, open_, 1.0)
     assert set(safe) == {0 * 11 + 3, 11 + 3, 22 + 3, 33 + 2, 33 + 1, 33}
     assert safe[3] == (3.0, UP) and safe[33] == (3.0, LEFT)

@@ -26,12 +26,16 @@ Position = tuple[float, float]  # row and column in cells, to the half
 
 
 def act(frame: np.ndarray, before: np.ndarray, rng: np.random.Generator) -> int:
-    """Returns the action for a frame [64, 64, 3] uint8; STAY where it shows no player."""
+    """Returns the action for a frame [64, 64, 3] uint8; STAY where it shows no player.
+
+    Which way enemies go, only the frame before would tell. It earns no more with it, and what is
+    played without it a policy of one frame can learn.
+    """
     cells, player, enemies = read(frame)
     if player is None:
         return STAY
     open_ = [cell != WALL for cell in cells]
-    danger = _danger(enemies, read(before)[2], open_)
+    danger = _danger(enemies, open_)
     ways = _ways(player, open_)
     here = round(player[0]) * SIZE + round(player[1])
     kinds = (CRYSTAL, ORB) if danger[here] < ALARM else (ORB, CRYSTAL)
@@ -46,7 +50,6 @@ def act(frame: np.ndarray, before: np.ndarray, rng: np.random.Generator) -> int:
     return max(time, default=(0, STAY))[1]
 
 
-@grid.remembering
 def read(frame: np.ndarray) -> tuple[list[int], Position | None, list[Position]]:
     """Returns the cells [121], where the player is (None if unseen) and where enemies are."""
     code = grid.colour_codes(frame)
@@ -88,29 +91,16 @@ def _between(place: Position) -> set[int]:
     return {row * SIZE + column for row in rows for column in columns}
 
 
-def _danger(now: list[Position], before: list[Position], open_: list[bool]) -> list[float]:
-    """Of each cell, how far the nearest enemy has to go to it."""
+def _danger(enemies: list[Position], open_: list[bool]) -> list[float]:
+    """Of each cell, how far the nearest enemy has to go to it, whichever way it goes."""
     danger = [float(grid.FAR)] * SIZE**2
-    for enemy in now:
-        was = min(before, key=lambda other: math.dist(enemy, other), default=enemy)
-        danger = [min(two) for two in zip(danger, _approach(enemy, was, open_), strict=True)]
+    for enemy in enemies:
+        for distance, _, cell in _ways(enemy, open_):
+            steps = grid.distances(SIZE, [cell], lambda other: open_[other])
+            danger = [min(old, distance + new) for old, new in zip(danger, steps, strict=True)]
+        for cell in _between(enemy):  # it touches them already
+            danger[cell] = min(danger[cell], math.dist(divmod(cell, SIZE), enemy))
     return danger
-
-
-def _approach(enemy: Position, was: Position, open_: list[bool]) -> list[float]:
-    """How far an enemy has to go to each cell, given where it was, as it does not turn back."""
-    ways = _ways(enemy, open_)
-    if 0 < math.dist(enemy, was) <= 0.5:
-        ways = [way for way in ways if math.dist(divmod(way[2], SIZE), was) > way[0]]
-    around = _between(enemy)
-    left = around - {cell for _, _, cell in ways}
-    away = [float(grid.FAR)] * SIZE**2
-    for distance, _, cell in ways:
-        steps = grid.distances(SIZE, [cell], lambda other: open_[other] and other not in left)
-        away = [min(old, distance + new) for old, new in zip(away, steps, strict=True)]
-    for cell in around:  # it touches them still
-        away[cell] = math.dist(divmod(cell, SIZE), enemy)
-    return away
 
 
 def _ways(place: Position, open_: list[bool]) -> list[tuple[float, int, int]]:
