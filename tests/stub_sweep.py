@@ -13,10 +13,12 @@ from pathlib import Path
 from experiments import sweep
 
 STEPS = 8
+METHODS = {"a": "lawm", "b": "c_lap", "bad": "dreamer"}  # of the jobs that are run
 
 
 def config_of(name):
-    return {"task": "walker_walk", "method": name, "seed": 0, "data": {"label_fraction": 0.05}}
+    method = METHODS.get(name, "bc")
+    return {"task": "walker_walk", "method": method, "seed": 0, "data": {"label_fraction": 0.05}}
 
 
 def jobs(names):

@@ -67,7 +67,7 @@ def test_a_sweep_stopped_in_the_middle_finishes_the_rest_and_repeats_nothing(tmp
     output, _ = again.communicate(timeout=30)
     assert again.returncode == 0 and "2 jobs, 1 of them done before" in output
     assert steps(tmp_path, "a") == steps(tmp_path, "b") == list(range(1, STEPS + 1))
-    assert done(tmp_path) == [f"walker_walk_some_{name}_5pct_seed0.json" for name in "ab"]
+    assert done(tmp_path) == [f"walker_walk_some_{method}_5pct_seed0.json" for method in ("c_lap", "lawm")]
     finished = start(tmp_path, 1, "a", "b")
     assert "2 jobs, 2 of them done before" in finished.communicate(timeout=30)[0]
 
@@ -123,6 +123,10 @@ def test_raw_results_that_were_kept_are_not_run_again(tmp_path):
     (folder / "old.json").write_text(json.dumps(kept))
     assert sweep.run([job], place(tmp_path), 1, stub_sweep.command) == 0
     assert not place(tmp_path).log(job).exists()
+    kept["config"]["td3_bc"] = {"steps": 5}  # that the method does not read
+    (folder / "old.json").write_text(json.dumps(kept))
+    assert sweep.run([job], place(tmp_path), 1, stub_sweep.command) == 0
+    assert not place(tmp_path).log(job).exists()
     kept["config"]["data"] = {"label_fraction": 0.01}
     (folder / "old.json").write_text(json.dumps(kept))
     assert sweep.run([job], place(tmp_path), 1, stub_sweep.command) == 0
@@ -134,14 +138,14 @@ def test_a_job_whose_result_could_not_be_kept_does_not_run(tmp_path, capfd):
     folder = tmp_path / "results" / "dmc"
     folder.mkdir(parents=True)
     kept = {
-        "config": job.config | {"td3_bc": {"steps": 5}}, "seed": 0,
+        "config": job.config | {"agent": {"steps": 5}}, "seed": 0,
         "dataset": {"name": "walker_walk/some"},
     }
     (folder / "kept.json").write_text(json.dumps(kept))
     assert sweep.run([job, other], place(tmp_path), 1, stub_sweep.command) == 1
     assert not place(tmp_path).log(job).exists() and steps(tmp_path, "b")
     output = capfd.readouterr().out
-    name = "walker_walk_some_a_5pct_seed0.json"
+    name = "walker_walk_some_lawm_5pct_seed0.json"
     assert f"a: FAILED: {folder / name} holds the result of another configuration; " in output
     assert "2 jobs, 0 of them done before" in output and "1 of 2 jobs failed: a" in output
 
