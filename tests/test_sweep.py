@@ -67,7 +67,8 @@ def test_a_sweep_stopped_in_the_middle_finishes_the_rest_and_repeats_nothing(tmp
     output, _ = again.communicate(timeout=30)
     assert again.returncode == 0 and "2 jobs, 1 of them done before" in output
     assert steps(tmp_path, "a") == steps(tmp_path, "b") == list(range(1, STEPS + 1))
-    assert done(tmp_path) == [f"walker_walk_some_{method}_5pct_seed0.json" for method in ("c_lap", "lawm")]
+    kept = [f"walker_walk_some_{method}_5pct_seed0.json" for method in ("c_lap", "lawm")]
+    assert done(tmp_path) == kept
     finished = start(tmp_path, 1, "a", "b")
     assert "2 jobs, 2 of them done before" in finished.communicate(timeout=30)[0]
 

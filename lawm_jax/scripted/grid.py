@@ -22,8 +22,8 @@ T = TypeVar("T")
 def remembering(read: Callable[[np.ndarray], T]) -> Callable[[np.ndarray], T]:
     """A function of a frame [64, 64, 3] uint8 that answers at once for one that it has just seen.
 
-    Some experts read every frame twice: as the frame, and a step later as the one before. Answers are
-    shared and must not be changed.
+    Some experts read every frame twice: as the frame, and a step later as the one before. Answers
+    are shared and must not be changed.
     """
 
     @lru_cache(REMEMBERED)
