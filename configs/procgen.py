@@ -46,7 +46,7 @@ def get_config(arg: str = "bigfish") -> Config:
     # (policies that learn what the decoders make of the latent actions; not the paper's) all three
     config.stages = "latent_action,latent_policy,cloning,supervised_idm,decoder,online,scratch"
     # work directory of a run whose finished stages (of the first four) are taken over where their
-    # settings are the same; "" trains all
+    # settings are the same, or several, "ONE,TWO"; "" trains all
     config.pretrained = ""
     config.data = _data()
     config.dtype = "float32"  # of the networks' computation: float32 | bfloat16

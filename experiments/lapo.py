@@ -12,8 +12,9 @@ and by PPO) and scratch (PPO alone). Each policy is played in the game when its 
 last two also on the way; normalised returns have the random policy at 0 and the data's at 1.
 
 --config.pretrained=WORKDIR takes over those of the first four stages that another run has finished
-with the same settings. The paper's ablations: --config.online.supervised=false (RL without SL),
-with --config.vq.enabled=false besides (without both).
+with the same settings; WORKDIR,WORKDIR each from the first that has it. The paper's ablations:
+--config.online.supervised=false (RL without SL), with --config.vq.enabled=false besides (without
+both).
 """
 
 import contextlib
@@ -91,7 +92,7 @@ def main(run: launch.Run) -> None:
     test, (unseen,) = only_windows(test, unseen)
     state = {phase: runner.replicate(x, mesh) for phase, x in _initial_state(config).items()}
     taken = shared_stages.find(run, state, fingerprint, _initial_state)
-    session = Session(run, state | taken, fingerprint)
+    session = Session(run, state | taken.state, fingerprint)
     shared_stages.keep(run, session, taken)
     job = Job(run, program, mesh, session, train, test, shards, seen, unseen, labelled)
 

@@ -1,13 +1,13 @@
 """Stages of LAPO that another run has finished, taken instead of training them again.
 
 Decoders, distilled policies and online decoding are tried so with other settings on the same latent
-actions. Such runs are of one seed: WORKDIR/pretrained.json and results.json say whose stages they
-have.
+actions; stages that do not need each other are trained side by side so, and put together. Such runs
+are of one seed: WORKDIR/pretrained.json and results.json say whose stages they have.
 """
 
 import json
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 from etils import epath
@@ -38,10 +38,17 @@ SECTIONS = {
 State = dict[str, Any]
 
 
+class Taken(NamedTuple):
+    """Finished stages: phase -> train state, and phase -> whose it is."""
+
+    state: State
+    workdirs: dict[str, str]
+
+
 def find(
     run: Run, state: State, fingerprint: str, fresh: Callable[[ConfigDict], State]
-) -> State:
-    """The finished stages of the run that `pretrained` names: phase -> train state.
+) -> Taken:
+    """The finished stages of the runs that `pretrained` names, each of the first that has it.
 
     They are those of SECTIONS that both runs have, with the same settings. None where the key is
     empty, or the run has taken them before.
@@ -52,49 +59,69 @@ def find(
       fresh: config -> a fresh train state for each phase.
 
     Raises:
-      InputError: the other run is missing, of other data, or has no finished stage with this run's
-        settings; the message says what differs.
+      InputError: another run is missing, of other data, or has no finished stage with this run's
+        settings that those before it lack; the message says what differs.
     """
-    name = _other(run)
-    if not name or runner.on_any_process(origin(run) is not None):
-        return {}
+    taken = Taken({}, {})
+    names = _others(run)
+    if not names or runner.on_any_process(origin(run) is not None):
+        return taken
+    missing: dict[str, list[str]] = {}
+    for name in names:
+        finished, apart = _finished(run, name, state, fingerprint, fresh)
+        new = {phase: x for phase, x in finished.items() if phase not in taken.state}
+        if not new:
+            why = "; ".join(f"{phase}: {', '.join(x)}" for phase, x in apart.items() if x)
+            raise InputError(
+                f"{KEY}: {name} has no finished stage with this run's settings"
+                + (" that those named before it lack" if finished else f" ({why})")
+            )
+        for phase, part in new.items():
+            step, digest = runner.step_of(part), state_digest(part)[:12]
+            _say(f"{phase} of {name}: {step} steps, digest {digest}")
+        taken.state.update(new)
+        taken.workdirs.update(dict.fromkeys(new, name))
+        missing |= {phase: why for phase, why in apart.items() if phase not in finished}
+    for phase, why in missing.items():
+        if phase not in taken.state:
+            _say(f"{phase} is trained here: {', '.join(why)}")
+    return taken
+
+
+def _finished(
+    run: Run, name: str, state: State, fingerprint: str, fresh: Callable[[ConfigDict], State]
+) -> tuple[State, dict[str, list[str]]]:
+    """The stages that another run has for this one, and of each phase what speaks against it."""
     theirs = runner.all_or_none(lambda: other_run.config_of(KEY, name, "lapo"))
     apart = _apart(theirs, json.loads(run.config.to_json_best_effort()), state)
     template = _template(run.config, theirs, fresh, state)
     restored = other_run.newest(KEY, name, template, fingerprint).state
-    taken = {}
     for phase, why in apart.items():
         step = runner.step_of(restored[phase]) if phase in restored else 0
         if step < (steps := theirs[phase]["steps"]):
             why.append(f"there it has {step} of {steps} steps")
-        if why:
-            _say(f"{phase} is trained here: {', '.join(why)}")
-        else:
-            taken[phase] = restored[phase]
-            _say(f"{phase} of {name}: {step} steps, digest {state_digest(taken[phase])[:12]}")
-    if not taken:
-        why = "; ".join(f"{phase}: {', '.join(x)}" for phase, x in apart.items())
-        raise InputError(f"{KEY}: {name} has no finished stage with this run's settings ({why})")
-    return taken
+    return {phase: restored[phase] for phase, why in apart.items() if not why}, apart
 
 
-def keep(run: Run, session: Session, taken: State) -> None:
+def keep(run: Run, session: Session, taken: Taken) -> None:
     """Notes in a session that began with the stages taken what they are; saves it.
 
-    Their metrics are logged as if they had been trained here. From here on the other run is not
+    Their metrics are logged as if they had been trained here. From here on the other runs are not
     needed.
     """
-    if not taken:
+    if not taken.state:
         return
-    name = _other(run)
+    names = _others(run)
     if not session.restored:
-        for record in read_metrics(epath.Path(name)) if session.logger else ():
-            if record["phase"] in taken:
-                values = {key: x for key, x in record.items() if key not in ("step", "phase")}
-                session.logger.log(record["step"], record["phase"], values)
+        for name in names if session.logger else ():
+            for record in read_metrics(epath.Path(name)):
+                if taken.workdirs.get(record["phase"]) == name:
+                    values = {key: x for key, x in record.items() if key not in ("step", "phase")}
+                    session.logger.log(record["step"], record["phase"], values)
         session.save()
-    digests = {phase: state_digest(part) for phase, part in taken.items()}
-    (run.workdir / FILE).write_text(json.dumps({"workdir": name, "digests": digests}))
+    digests = {phase: state_digest(part) for phase, part in taken.state.items()}
+    about = {"workdir": ",".join(names), "digests": digests}
+    (run.workdir / FILE).write_text(json.dumps(about))
 
 
 def origin(run: Run) -> dict[str, Any] | None:
@@ -133,9 +160,10 @@ def _template(
     )
 
 
-def _other(run: Run) -> str:
-    """The other run's work directory, or gs:// address; "" for none."""
-    return run.config.pretrained.rstrip("/")
+def _others(run: Run) -> list[str]:
+    """The other runs' work directories, or gs:// addresses."""
+    names = [name.strip().rstrip("/") for name in run.config.pretrained.split(",")]
+    return [name for name in names if name]
 
 
 def _say(text: str) -> None:

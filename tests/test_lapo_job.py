@@ -209,6 +209,18 @@ def test_stages_of_another_run_are_taken(place, finished):
     of = lambda path: [r for r in read_log(path) if r["phase"].startswith(("latent", "decoder"))]
     assert of(workdir) == of(finished[0])
 
+    code, output, error = finish(start(
+        place, "put_together", f"--config.pretrained={workdir},{finished[0]}",
+        "--config.stages=cloning,supervised_idm", "--config.cloning.steps=10",
+    ))
+    assert code == 0, error
+    assert f"cloning of {workdir}: 10 steps" in output and "is trained here" not in output
+    assert f"supervised_idm of {finished[0]}: {STEPS} steps" in output
+    together = read_results(place / "put_together")
+    assert together["behaviour_cloning"] == results["behaviour_cloning"]
+    for phase, source in (("cloning", results), ("supervised_idm", whole)):
+        assert together["metrics"][phase] == source["metrics"][phase]
+
 
 def test_stages_run_in_their_order():
     assert chosen_stages("cloning, latent_policy,latent_action") == STAGES[:3]
