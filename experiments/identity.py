@@ -56,7 +56,7 @@ def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
 
 
 def read_by(method: str, flat: Mapping[str, Any]) -> dict[str, Any]:
-    """What of a flat config of configs/dmc.py a method reads."""
+    """What of a flat config of configs/dmc.py the experiment that runs a method reads."""
     reader = experiment_of(method)
     unread = tuple(f"{section}." for section, of in READ_BY.items() if of != reader)
     return {key: value for key, value in flat.items() if not key.startswith(unread)}

@@ -21,7 +21,7 @@ PAPER = {
     ("cheetah_run", "expert", "5%"): "52.4 ± 23.5",
 }
 DATA_KEYS = ("name", "dataset", "trajectories", "train_frames")  # of a config: what names its data
-# What configs/table.py sets apart from an experiment's default: one value a cell.
+# What configs/table.py sets apart from an experiment's default: one value a method.
 TABLE_KEYS = ("td3_bc.critic_layer_norm", "world_model.latent_kl_weight")
 BOOTSTRAP_FROM = 5  # seeds; of fewer the bootstrap's interval is far too narrow
 LAPO_METHODS = {  # name -> what of configs/procgen.py makes it
@@ -73,9 +73,12 @@ def add(directory: Path, workdir: Path) -> list[Path]:
         raise InputError(f"{source} is not the result of a policy that was evaluated")
     targets = {directory / file_name(one): one for one in of_seeds(result)}
     for target, one in targets.items():
-        if target.exists() and json.loads(target.read_text())["config"] != one["config"]:
+        kept = json.loads(target.read_text()) if target.exists() else None
+        other = differences(_read(kept["config"]), _read(one["config"])) if kept else []
+        if other:
             raise InputError(
-                f"{target} holds the result of another configuration; use another directory"
+                f"{target} holds the result of another configuration ({', '.join(other)}); use "
+                "another directory"
             )
     directory.mkdir(parents=True, exist_ok=True)
     for target, one in targets.items():
@@ -83,6 +86,12 @@ def add(directory: Path, workdir: Path) -> list[Path]:
         part.write_text(json.dumps(one, indent=1) + "\n")
         part.replace(target)
     return list(targets)
+
+
+def _read(config: Mapping[str, Any]) -> dict[str, Any]:
+    """What of a config its run reads, flat, by today's names, later keys included."""
+    flat = LATER | flatten(config)
+    return read_by(config["method"], flat) if "method" in config else flat
 
 
 def takes_name_of(config: Mapping[str, Any], kept: Result) -> bool:
@@ -123,8 +132,8 @@ def read_cells(directory: Path) -> Cells:
     one seed: they are one result, their mean.
 
     Raises:
-      InputError: there are none, those of a row come from different data, some of a cell have
-        normalised critics and some have not, or agents of one seed have different settings.
+      InputError: there are none, those of a row come from different data, those of a method have
+        different TABLE_KEYS, or agents of one seed have different settings.
     """
     cells: Cells = defaultdict(lambda: defaultdict(list))
     for result in read(directory):
@@ -145,20 +154,21 @@ def read_cells(directory: Path) -> Cells:
 
 def _check_comparable(directory: Path, cells: Cells) -> None:
     """Refuses results that say nothing together: of different data or of other TABLE_KEYS."""
-    fingerprints = defaultdict(set)
-    for (task, dataset, labels), by_method in cells.items():
-        for method, results in by_method.items():
+    fingerprints, settings = defaultdict(set), defaultdict(set)
+    for (task, dataset, _), by_method in cells.items():
+        for name, results in by_method.items():
             fingerprints[task, dataset] |= {result["dataset"]["fingerprint"] for result in results}
-            name = method.removesuffix("_oracle")
-            settings = [read_by(name, LATER | flatten(r["config"])) for r in results]
-            for key in TABLE_KEYS:
-                values = {flat[key] for flat in settings if key in flat}
-                if len(values) > 1:
-                    raise InputError(
-                        f"{directory}: {method} on {task}/{dataset} at {labels} labels has results "
-                        f"with {key} {' and '.join(map(str, sorted(values)))}; keep them in "
-                        "different directories"
-                    )
+            method = name.removesuffix("_oracle")
+            for result in results:
+                flat = _read(result["config"])
+                for key in flat.keys() & TABLE_KEYS:
+                    settings[method, key].add(flat[key])
+    for (method, key), values in settings.items():
+        if len(values) > 1:  # also where it is two cells: they are averaged
+            raise InputError(
+                f"{directory}: {method} has results with {key} "
+                f"{' and '.join(map(str, sorted(values)))}; keep them in different directories"
+            )
     for (task, dataset), found in fingerprints.items():
         if len(found) > 1:
             raise InputError(

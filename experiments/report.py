@@ -71,18 +71,18 @@ def _columns(by_method: dict[str, list[Result]]) -> list[str]:
     share = error / average(lawm, "metrics", "action_variance")
     open_loop = [average(r, "metrics", "open_loop_error_5") for r in (lawm, c_lap)]
     values = [average(lawm, "evaluation", key) for key in ("predicted_value", "real_value")]
-    everything = [result for results in by_method.values() for result in results]
-    minutes = np.mean([result["wall_clock_seconds"] for result in everything]) / 60
+    anyone = next(iter(by_method.values()))[0]
+    minutes = np.mean([result["wall_clock_seconds"] for result in lawm]) / 60 if lawm else np.nan
     return [
         *(form(mean_and_interval(r) if r else None) for r in (lawm, c_lap)),
         form(difference(lawm, c_lap)),
         form(mean_and_interval(oracle) if oracle else None),
-        f"{everything[0]['dataset']['return_statistics']['p75']:.0f}",
+        f"{anyone['dataset']['return_statistics']['p75']:.0f}",
         f"{error:.3f} ({share:.0%})",
         " / ".join("-" if np.isnan(x) else f"{x:.2f}" for x in open_loop),
         f"{values[0]:.0f} / {values[1]:.0f}",
-        str(max(len(results) for results in by_method.values())),
-        f"{minutes:.0f}",
+        f"{len(lawm)} / {len(c_lap)}",
+        "-" if np.isnan(minutes) else f"{minutes:.0f}",
     ]
 
 

@@ -6,6 +6,7 @@ are of one seed: WORKDIR/pretrained.json and results.json say whose stages they 
 """
 
 import json
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
@@ -66,25 +67,28 @@ def find(
     names = _others(run)
     if not names or runner.on_any_process(origin(run) is not None):
         return taken
-    missing: dict[str, list[str]] = {}
+    missing: dict[str, list[str]] = defaultdict(list)
     for name in names:
         finished, apart = _finished(run, name, state, fingerprint, fresh)
         new = {phase: x for phase, x in finished.items() if phase not in taken.state}
+        left = {phase: ", ".join(apart[phase]) for phase in apart if phase not in taken.state}
         if not new:
-            why = "; ".join(f"{phase}: {', '.join(x)}" for phase, x in apart.items() if x)
+            why = "; ".join(f"{phase}: {x}" for phase, x in left.items())
             raise InputError(
                 f"{KEY}: {name} has no finished stage with this run's settings"
-                + (" that those named before it lack" if finished else f" ({why})")
+                + (" that those before it lack" if finished else "")
+                + (f" ({why})" if why else "")
             )
         for phase, part in new.items():
             step, digest = runner.step_of(part), state_digest(part)[:12]
             _say(f"{phase} of {name}: {step} steps, digest {digest}")
         taken.state.update(new)
         taken.workdirs.update(dict.fromkeys(new, name))
-        missing |= {phase: why for phase, why in apart.items() if phase not in finished}
+        for phase in left.keys() - new.keys():
+            missing[phase].append(left[phase] + (f" in {name}" if len(names) > 1 else ""))
     for phase, why in missing.items():
         if phase not in taken.state:
-            _say(f"{phase} is trained here: {', '.join(why)}")
+            _say(f"{phase} is trained here: {'; '.join(why)}")
     return taken
 
 
@@ -120,7 +124,7 @@ def keep(run: Run, session: Session, taken: Taken) -> None:
                     session.logger.log(record["step"], record["phase"], values)
         session.save()
     digests = {phase: state_digest(part) for phase, part in taken.state.items()}
-    about = {"workdir": ",".join(names), "digests": digests}
+    about = {"workdirs": taken.workdirs, "digests": digests}
     (run.workdir / FILE).write_text(json.dumps(about))
 
 

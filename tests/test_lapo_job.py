@@ -218,6 +218,9 @@ def test_stages_of_another_run_are_taken(place, finished):
     assert f"supervised_idm of {finished[0]}: {STEPS} steps" in output
     together = read_results(place / "put_together")
     assert together["behaviour_cloning"] == results["behaviour_cloning"]
+    assert together["pretrained"]["workdirs"] == {
+        "cloning": str(workdir), "supervised_idm": str(finished[0])
+    }
     for phase, source in (("cloning", results), ("supervised_idm", whole)):
         assert together["metrics"][phase] == source["metrics"][phase]
 
@@ -297,14 +300,21 @@ def test_bad_input_is_one_clear_line(run, tmp_path, config, args, message):
 
 def test_stages_of_a_run_that_has_none_to_take(run, place, finished, tmp_path):
     shared = (MINER, f"--data_dir={place / 'data'}", "--config.stages=latent_action", *SMALLER)
+    whole = finished[0]
     for other, changes, message in (
-        (tmp_path / "none", [], "is no work directory of a run: it has no config.json"),
+        (tmp_path / "none", [], f"{tmp_path / 'none'} is no work directory of a run: it has no "),
         (
-            finished[0], ["--config.vq.size=2"],
-            "has no finished stage with this run's settings (latent_action: vq.size 4 -> 2)",
+            whole, ["--config.vq.size=2"], f"{whole} has no finished stage with this run's "
+            "settings (latent_action: vq.size 4 -> 2)\n",
+        ),
+        (
+            f"{whole},{whole}",
+            ["--config.stages=latent_action,cloning", "--config.cloning.steps=9"],
+            f"{whole} has no finished stage with this run's settings that those before it lack "
+            f"(cloning: cloning.steps {STEPS} -> 9)\n",
         ),
     ):  # fmt: skip
         code, error = run(*shared, f"--config.pretrained={other}", *changes)
         assert code == 2
-        assert error == f"error: pretrained: {other} {message}\n"
+        assert error.startswith(f"error: pretrained: {message}") and error.count("\n") == 1
         assert {x.name for x in (tmp_path / "run").glob("*")} <= {".lock"}
