@@ -176,6 +176,8 @@ def _check_settings(run: Run, train: FrameDataset) -> None:
     }
     if experts.kind_of(config.task, _prefers_ppo(config)) == experts.SCRIPTED:
         settings["random_actions"] = made.get("random_actions"), data.random_actions
+        version = expert_of(config).about["expert_version"]
+        settings["expert_version"] = made.get("expert_version", 1), version
     else:
         settings["temperature"] = made.get("temperature"), collect.temperature
         if collect.from_snapshots and (collect.snapshot or config.task in shipped()):

@@ -157,7 +157,8 @@ def _check_comparable(directory: Path, cells: Cells) -> None:
     fingerprints, settings = defaultdict(set), defaultdict(set)
     for (task, dataset, _), by_method in cells.items():
         for name, results in by_method.items():
-            fingerprints[task, dataset] |= {result["dataset"]["fingerprint"] for result in results}
+            found = {result["dataset"]["fingerprint"] for result in results}
+            fingerprints[f"{task}/{dataset}"] |= found
             method = name.removesuffix("_oracle")
             for result in results:
                 flat = _read(result["config"])
@@ -169,10 +170,15 @@ def _check_comparable(directory: Path, cells: Cells) -> None:
                 f"{directory}: {method} has results with {key} "
                 f"{' and '.join(map(str, sorted(values)))}; keep them in different directories"
             )
-    for (task, dataset), found in fingerprints.items():
+    check_one_data_set(directory, fingerprints)
+
+
+def check_one_data_set(directory: Path, fingerprints: Mapping[str, set[str]]) -> None:
+    """Raises InputError where what is compared has several fingerprints: name -> those found."""
+    for name, found in fingerprints.items():
         if len(found) > 1:
             raise InputError(
-                f"{directory}: the results on {task}/{dataset} come from {len(found)} different "
+                f"{directory}: the results on {name} come from {len(found)} different "
                 "data sets (their fingerprints differ); remove those of the old one"
             )
 

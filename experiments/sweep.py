@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from experiments import raw_results
-from experiments.identity import same_config
+from experiments.identity import differences, flatten, same_config
 from experiments.launch import DONE, FAILED, STOPPED, StopSignal
 from lawm_jax.errors import InputError
 
@@ -140,9 +140,11 @@ def _todo(jobs: list[Job], failed: list[str], place: Place) -> list[Job]:
         if any(same_config(result["config"], job.config) for result in kept[job.group]):
             continue
         if other := _in_the_way(job, kept[job.group]):
+            path = place.results / job.group / raw_results.file_name(other)
+            apart = differences(flatten(other["config"]), flatten(job.config))
             print(
-                f"{job.name}: FAILED: {place.results / job.group / other} holds the result of "
-                "another configuration; use another --results"
+                f"{job.name}: FAILED: {path} holds the result of another configuration "
+                f"({', '.join(apart)}); use another --results, or leave this job out"
             )
             failed.append(job.name)
             continue
@@ -154,10 +156,9 @@ def _todo(jobs: list[Job], failed: list[str], place: Place) -> list[Job]:
     return todo
 
 
-def _in_the_way(job: Job, kept: list[raw_results.Result]) -> str:
-    """The name of the kept result that a job's would have to replace; "" where there is none."""
-    names = (raw_results.file_name(x) for x in kept if raw_results.takes_name_of(job.config, x))
-    return next(names, "")
+def _in_the_way(job: Job, kept: list[raw_results.Result]) -> raw_results.Result | None:
+    """The kept result that a job's would have to replace; None where there is none."""
+    return next((x for x in kept if raw_results.takes_name_of(job.config, x)), None)
 
 
 def _next(

@@ -6,7 +6,15 @@ from pathlib import Path
 
 import numpy as np
 
-from experiments.raw_results import Cells, Estimate, Result, estimate, lapo_method, read
+from experiments.raw_results import (
+    Cells,
+    Estimate,
+    Result,
+    check_one_data_set,
+    estimate,
+    lapo_method,
+    read,
+)
 from experiments.table_report import (
     LABELS,
     NAMES,
@@ -52,8 +60,17 @@ def write_figures(cells: Cells, out: Path) -> list[Path]:
 
 
 def write_lapo(results: Path, out: Path) -> list[Path]:
-    """Draws LAPO's aggregate curves where there are results of it; returns the files."""
-    panels = lapo_panels(read(results))
+    """Draws LAPO's aggregate curves where there are results of it; returns the files.
+
+    Raises:
+      InputError: the results on a game come from different data.
+    """
+    found = read(results)
+    fingerprints = defaultdict(set)
+    for result in found:
+        fingerprints[result["config"]["task"]].add(result["dataset"]["fingerprint"])
+    check_one_data_set(results, fingerprints)
+    panels = lapo_panels(found)
     if not panels:
         return []
     path = out / "lapo.png"

@@ -125,7 +125,9 @@ def scripted(game: str, random_actions: float) -> Expert:
 
         return act
 
-    about = {"temperature": None, "random_actions": random_actions}
+    about = {
+        "temperature": None, "random_actions": random_actions, "expert_version": expert.version,
+    }
     return Expert(game, SCRIPTED, about, make_act, expert.patience)
 
 

@@ -241,15 +241,14 @@ def episode(length=20):
 
 @pytest.fixture(scope="module")
 def data_dir(tmp_path_factory):
-    """Data sets of two games, and one that was made with other settings."""
+    """Data sets of two games, and two that were made otherwise: by settings, by an older expert."""
     directory = tmp_path_factory.mktemp("data")
+    made = {"num_envs": 4, "levels": {"train": {"start": 0, "number": None}}}
     for name, metadata in (
         ("toy/maze", {"game": "maze"}),
         ("toy/miner", {"game": "miner"}),
-        ("miner/scripted_2000", {
-            "game": "miner", "random_actions": 0.5, "num_envs": 4,
-            "levels": {"train": {"start": 0, "number": None}},
-        }),
+        ("miner/scripted_2000", {"game": "miner", "random_actions": 0.5, **made}),
+        ("chaser/scripted_2000", {"game": "chaser", "random_actions": 0.1, **made}),
     ):  # fmt: skip
         write_frames(directory, name, [episode()], [episode()], metadata)
     return directory
@@ -276,6 +275,10 @@ MINER, TOY = "procgen.py:miner,tiny", "--config.data.name=toy/miner"
     (MINER, ["--config.data.name=toy/maze"], "is of the game maze, not of miner"),
     (MINER, ["--config.data.name=toy/none"], "no data set 'toy/none' in "),
     (MINER, [], "was made with other settings than the config's (random_actions 0.5): change"),
+    (
+        "procgen.py:chaser,tiny", [],
+        "was made with other settings than the config's (expert_version 1): change",
+    ),
     (MINER, ["--config.decoder.labels=(0,)"], "one or more numbers of labelled transitions"),
     (MINER, [TOY], "32 transitions asked for; the data's 21 frames hold 19"),
     (MINER, ["--config.data.max_frames=2"], "data.max_frames is 2; a window needs 3 frames"),

@@ -147,7 +147,8 @@ def test_a_job_whose_result_could_not_be_kept_does_not_run(tmp_path, capfd):
     assert not place(tmp_path).log(job).exists() and steps(tmp_path, "b")
     output = capfd.readouterr().out
     name = "walker_walk_some_lawm_5pct_seed0.json"
-    assert f"a: FAILED: {folder / name} holds the result of another configuration; " in output
+    assert f"a: FAILED: {folder / name} holds the result of another configuration (" in output
+    assert "(agent.steps 5 -> absent)" in output
     assert "2 jobs, 0 of them done before" in output and "1 of 2 jobs failed: a" in output
 
 

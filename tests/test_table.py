@@ -113,6 +113,7 @@ def lapo_result(game, seed, returns, data=10.0):
     return {
         "config": {"task": game, "vq": {"enabled": True}},
         "seed": seed,
+        "dataset": {"fingerprint": "one"},
         "random_policy": {"return_mean": 0.0},
         "data_policy": {"return_mean": data},
         "behaviour_cloning": played(0.9 * data),
@@ -136,6 +137,10 @@ def test_lapo_curves_are_means_over_games_at_shared_label_counts(tmp_path):
     (path,) = table_figures.write_lapo(tmp_path, tmp_path)
     assert path.stat().st_size > 5000
     assert table_figures.write_lapo(tmp_path / "none", tmp_path) == []
+    other = results[1] | {"dataset": {"fingerprint": "another"}}
+    (tmp_path / "other.json").write_text(json.dumps(other))
+    with pytest.raises(InputError, match="results on maze come from 2 different data sets"):
+        table_figures.write_lapo(tmp_path, tmp_path)
 
 
 def test_methods_of_lapo_are_compared_on_games_that_all_have():

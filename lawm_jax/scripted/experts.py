@@ -17,15 +17,17 @@ class Expert(NamedTuple):
         act: maps a frame [64, 64, 3] uint8, the one before it in the episode (at its start: the
             same) and a random generator to an action in 0 .. 14.
         patience: steps without a reward after which it has got stuck.
+        version: of what it plays; its data say which one made them.
     """
 
     act: Callable[[np.ndarray, np.ndarray, np.random.Generator], int]
     patience: int
+    version: int = 1
 
 
 EXPERTS = {
     "bigfish": Expert(bigfish.act, patience=600),
-    "chaser": Expert(chaser.act, patience=250),
+    "chaser": Expert(chaser.act, patience=250, version=2),
     "heist": Expert(heist.act, patience=250),
     "maze": Expert(maze.act, patience=200),
     "miner": Expert(miner.act, patience=60),
