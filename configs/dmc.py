@@ -90,8 +90,8 @@ def _world_model() -> ml_collections.ConfigDict:
     model.action_std = 0.2
     model.kl_balance = 0.8  # share of KL[s]'s gradient that trains the prior
     model.free_nats = 0.0
-    # Weight of KL[u], the pure ELBO's. With less of it u says more than what of an action its state
-    # leaves open: the prior decodes to actions that no data has there, which the policy exploits.
+    # Weight of KL[u], the pure ELBO's. With less of it the prior decodes to actions that vary more
+    # within a state, and critics expected far more than policies earned (README).
     model.latent_kl_weight = 1.0
     model.inverse_on_labelled = 1.0  # labelled windows also train the inverse dynamics; pure: 0
     # Std of the noise on decoded actions that drive unlabelled dynamics; pure: action_std. Without

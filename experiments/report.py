@@ -36,7 +36,7 @@ def table(directory: Path) -> str:
         "| task | data set | labels | LAWM | C-LAP | LAWM minus C-LAP | C-LAP (oracle) | data p75 "
         "| decoded-action error "
         "(share of variance) | open-loop error, 5 steps: LAWM / C-LAP | predicted / real value: "
-        "LAWM | seeds | wall-clock, min | LAWM in the paper, return / 10 |",
+        "LAWM | seeds: LAWM / C-LAP | wall-clock of LAWM, min | LAWM in the paper, return / 10 |",
         "|---|---|---|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for (task, dataset, labels), by_method in sorted(cells.items()):

@@ -13,7 +13,7 @@ def matmul(x: jax.Array, kernel: jax.Array) -> jax.Array:
     """x [..., D] @ kernel [D, F] -> [..., F].
 
     The leading axes are made one: the kernel's gradient contracts them, and XLA's products on CPUs
-    are slower with several contracted axes (here by a tenth to a third of a layer's time).
+    are slower with several contracted axes.
     """
     y = x.reshape(-1, x.shape[-1]) @ kernel
     return y.reshape(*x.shape[:-1], kernel.shape[-1])

@@ -99,7 +99,7 @@ def prediction_errors(
     the inverse-dynamics path decodes from the observations alone, reported where `decode` says that
     the model has learned one; `action_variance` is what always guessing the mean would score.
     `prior_action_variance` is the variance, within a state, of the actions that the latent-action
-    prior decodes to: how wide the support is that a policy may choose from.
+    prior decodes to: how wide that prior is, before a policy's support is cut from it.
     """
     length = OPEN_LOOP_CONTEXT + max(OPEN_LOOP_STEPS)
     pieces = int(np.min(heldout.length)) // length
