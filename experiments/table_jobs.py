@@ -30,7 +30,7 @@ def jobs_of(config: ConfigDict, workdir: Path) -> list[Job]:
 
     Raises:
       InputError: an unknown row, method, preset or game, an oracle that has none, a fraction
-        outside (0, 1] or a seed below 0.
+        outside (0, 1], rows that are no triple or a seed below 0.
     """
     _check(config)
     jobs = {job.name: job for job in (*_control(config.dmc), *_lapo(config.lapo))}
@@ -54,6 +54,8 @@ def _check(config: ConfigDict) -> None:
     for key in ("label_fractions", "curve_fractions"):
         if wrong := [x for x in config.dmc[key] if not 0.0 < x <= 1.0]:
             raise InputError(f"dmc.{key} has {wrong[0]}; it must be in (0, 1]")
+    if wrong := [x for x in config.dmc.lawm_rows if len(x) != 3]:
+        raise InputError(f"dmc.lawm_rows has {wrong[0]}; write (label fraction, rows, rows)")
     if wrong := sorted(set(config.dmc.oracles) - set(ORACLES)):
         raise InputError(f"dmc.oracles has '{wrong[0]}'; choose from {', '.join(ORACLES)}")
 
@@ -85,6 +87,10 @@ def _control_job(dmc: ConfigDict, row: str, method: str, fraction: float, seed: 
         settings["td3_bc.critic_layer_norm"] = True
     if method == "c_lap":
         settings["world_model.latent_kl_weight"] = dmc.c_lap_latent_kl_weight
+    if method == "lawm":
+        for _, labelled, unlabelled in (x for x in dmc.lawm_rows if x[0] == fraction):
+            settings["world_model.labelled_rows"] = labelled
+            settings["world_model.unlabelled_rows"] = unlabelled
     chosen = f"configs/dmc.py:{task},{dataset}" + ("" if preset == "default" else f",{preset}")
     name = f"{task}_{dataset}_{preset}_{method}_{100 * fraction:g}pct_seed{seed}"
     return _job(name, experiment_of(method), _flags(chosen, settings), "dmc")

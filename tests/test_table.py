@@ -181,6 +181,12 @@ def test_a_job_is_what_a_user_would_type():
     c_lap = jobs["walker_walk_medium_replay_tiny_c_lap_20pct_seed0"]
     weight = lambda job: job.config["world_model"]["latent_kl_weight"]
     assert (weight(lawm), weight(c_lap)) == (1.0, config.dmc.c_lap_latent_kl_weight) == (1.0, 0.3)
+    rows = lambda job: [job.config["world_model"][f"{x}labelled_rows"] for x in ("", "un")]
+    assert rows(lawm) == rows(c_lap)
+    config.dmc.lawm_rows = ((0.2, 1, 11),)
+    changed = {job.name: job for job in table_jobs.jobs_of(config, RUNS)}
+    lawm, c_lap = changed[lawm.name], changed[c_lap.name]
+    assert rows(lawm) == [1, 11] != rows(c_lap)
     config.dmc.critic_layer_norm = False
     plain = {other.name: other for other in table_jobs.jobs_of(config, RUNS)}[job.name]
     assert plain.flags == flags and not same_config(job.config, plain.config)
