@@ -50,8 +50,8 @@ def _dmc() -> Config:
     dmc.critic_layer_norm = True
     # C-LAP's weight of KL[u]: LAWM's, 1, did not help it on the two tasks that it was tried on
     dmc.c_lap_latent_kl_weight = 0.3
-    # LAWM's windows with and without actions a batch at some label fractions; the preset's at others.
-    # With fewer labelled windows the few trajectories that have labels are learned by heart less.
+    # LAWM's windows with and without actions a batch at some label fractions; at others the
+    # preset's. Fewer with actions: the few trajectories that have them are learned by heart less.
     dmc.lawm_rows = ((0.01, 2, 30),)
     dmc.label_fractions = (0.05, 0.01)
     dmc.seeds = (0,)
