@@ -28,8 +28,8 @@ Position = tuple[float, float]  # row and column in cells, to the half
 def act(frame: np.ndarray, before: np.ndarray, rng: np.random.Generator) -> int:
     """Returns the action for a frame [64, 64, 3] uint8; STAY where it shows no player.
 
-    Which way enemies go, only the frame before would tell. It earns no more with it, and what is
-    played without it a policy of one frame can learn.
+    Which way enemies go, only the frame before would tell. With it this expert's data earned 8.7
+    instead of 8.2; but a policy of one frame, which is to learn from them, does not have it.
     """
     cells, player, enemies = read(frame)
     if player is None:
