@@ -45,7 +45,7 @@ def steps(directory, name):
 
 
 def wait_for(condition):
-    for _ in range(300):
+    for _ in range(1200):  # a minute: starting a process takes long where machines are busy
         if condition():
             return
         time.sleep(0.05)
