@@ -60,17 +60,17 @@ def test_a_sweep_stopped_in_the_middle_finishes_the_rest_and_repeats_nothing(tmp
     first = start(tmp_path, 1, "a", "b")
     wait_for(lambda: len(steps(tmp_path, "b")) >= 2)  # a is done, b is under way
     first.terminate()
-    output, _ = first.communicate(timeout=30)
+    output, _ = first.communicate(timeout=120)
     assert first.returncode == 75, output
     assert "b: stopped after saving" in output and len(done(tmp_path)) == 1
     again = start(tmp_path, 1, "a", "b")
-    output, _ = again.communicate(timeout=30)
+    output, _ = again.communicate(timeout=120)
     assert again.returncode == 0 and "2 jobs, 1 of them done before" in output
     assert steps(tmp_path, "a") == steps(tmp_path, "b") == list(range(1, STEPS + 1))
     kept = [f"walker_walk_some_{method}_5pct_seed0.json" for method in ("c_lap", "lawm")]
     assert done(tmp_path) == kept
     finished = start(tmp_path, 1, "a", "b")
-    assert "2 jobs, 2 of them done before" in finished.communicate(timeout=30)[0]
+    assert "2 jobs, 2 of them done before" in finished.communicate(timeout=120)[0]
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="asks the kernel to tell the jobs")
@@ -78,10 +78,10 @@ def test_the_jobs_of_a_killed_sweep_save_and_go(tmp_path):
     first = start(tmp_path, 1, "a", "b")
     wait_for(lambda: len(steps(tmp_path, "a")) >= 2)
     first.kill()
-    first.communicate(timeout=30)
+    first.communicate(timeout=120)
     wait_for((place(tmp_path).of(jobs(["a"])[0]) / "step").exists)
     again = start(tmp_path, 1, "a", "b")
-    assert again.communicate(timeout=30) and again.returncode == 0
+    assert again.communicate(timeout=120) and again.returncode == 0
     assert steps(tmp_path, "a") == list(range(1, STEPS + 1)) and len(done(tmp_path)) == 2
 
 
