@@ -74,8 +74,7 @@ def add(directory: Path, workdir: Path) -> list[Path]:
     targets = {directory / file_name(one): one for one in of_seeds(result)}
     for target, one in targets.items():
         kept = json.loads(target.read_text()) if target.exists() else None
-        other = differences(_read(kept["config"]), _read(one["config"])) if kept else []
-        if other:
+        if kept and (other := differing(kept["config"], one["config"])):
             raise InputError(
                 f"{target} holds the result of another configuration ({', '.join(other)}); use "
                 "another directory"
@@ -92,6 +91,11 @@ def _read(config: Mapping[str, Any]) -> dict[str, Any]:
     """What of a config its run reads, flat, by today's names, later keys included."""
     flat = LATER | flatten(config)
     return read_by(config["method"], flat) if "method" in config else flat
+
+
+def differing(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """What sets two runs of a method apart, of what they read, as "key before -> now"."""
+    return differences(_read(before), _read(now))
 
 
 def takes_name_of(config: Mapping[str, Any], kept: Result) -> bool:

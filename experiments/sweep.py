@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from experiments import raw_results
-from experiments.identity import differences, flatten, same_config
+from experiments.identity import same_config
 from experiments.launch import DONE, FAILED, STOPPED, StopSignal
 from lawm_jax.errors import InputError
 
@@ -141,7 +141,7 @@ def _todo(jobs: list[Job], failed: list[str], place: Place) -> list[Job]:
             continue
         if other := _in_the_way(job, kept[job.group]):
             path = place.results / job.group / raw_results.file_name(other)
-            apart = differences(flatten(other["config"]), flatten(job.config))
+            apart = raw_results.differing(other["config"], job.config)
             print(
                 f"{job.name}: FAILED: {path} holds the result of another configuration "
                 f"({', '.join(apart)}); use another --results, or leave this job out"

@@ -54,8 +54,8 @@ def _check(config: ConfigDict) -> None:
     for key in ("label_fractions", "curve_fractions"):
         if wrong := [x for x in config.dmc[key] if not 0.0 < x <= 1.0]:
             raise InputError(f"dmc.{key} has {wrong[0]}; it must be in (0, 1]")
-    if wrong := [x for x in config.dmc.lawm_rows if len(x) != 3]:
-        raise InputError(f"dmc.lawm_rows has {wrong[0]}; write (label fraction, rows, rows)")
+    if wrong := [x for x in config.dmc.lawm_rows if not isinstance(x, tuple) or len(x) != 3]:
+        raise InputError(f"dmc.lawm_rows has {wrong[0]}; write ((label fraction, rows, rows), ...)")
     if wrong := sorted(set(config.dmc.oracles) - set(ORACLES)):
         raise InputError(f"dmc.oracles has '{wrong[0]}'; choose from {', '.join(ORACLES)}")
 

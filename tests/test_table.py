@@ -183,6 +183,9 @@ def test_a_job_is_what_a_user_would_type():
     assert (weight(lawm), weight(c_lap)) == (1.0, config.dmc.c_lap_latent_kl_weight) == (1.0, 0.3)
     rows = lambda job: [job.config["world_model"][f"{x}labelled_rows"] for x in ("", "un")]
     assert rows(lawm) == rows(c_lap)
+    config.dmc.lawm_rows = (0.2, 1, 11)
+    with pytest.raises(InputError, match="dmc.lawm_rows has 0.2; write "):
+        table_jobs.jobs_of(config, RUNS)
     config.dmc.lawm_rows = ((0.2, 1, 11),)
     changed = {job.name: job for job in table_jobs.jobs_of(config, RUNS)}
     lawm, c_lap = changed[lawm.name], changed[c_lap.name]
