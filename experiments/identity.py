@@ -16,6 +16,7 @@ LATER = {
     "policy.pool": False,
     "expert_policy.pool": False,
     "decoder.calibrate": False,
+    "distillation.trunk": False,
     "td3_bc.critic_layer_norm": False,
 }
 # Keys that went, with the value that is now the only one.

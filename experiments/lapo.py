@@ -173,7 +173,9 @@ def _distilled(
 ) -> imitation.ImitationState:
     """A policy of true actions for each number of labels, on that latent policy's trunk."""
     head = imitation.init(program.cloner, program.distillation, FRAME, seed).params["head"]
-    return imitation.distillation_start(policy, head, len(labels), program.distillation, seed)
+    return imitation.distillation_start(
+        policy, head, len(labels), program.distillation, seed, program.distilled_trunk
+    )
 
 
 # ---- stages
@@ -306,8 +308,8 @@ def _distillation(job: Job, labels: tuple[int, ...]) -> None:
         fresh = _distilled(program, policy, labels, job.run.config.seed)
         state["distillation"] = runner.replicate(fresh, job.mesh)
     decoders = [runner.local(state[f"decoder_{count}"]).params for count in labels]
-    frozen = runner.replicate({
-        "trunk": policy["trunk"],
+    trunk = {} if program.distilled_trunk else {"trunk": policy["trunk"]}
+    frozen = runner.replicate(trunk | {
         "idm": runner.local(state["latent_action"]).params["idm"],
         "decoders": jax.tree.map(lambda *x: np.stack(x), *decoders),
     }, job.mesh)
@@ -316,8 +318,7 @@ def _distillation(job: Job, labels: tuple[int, ...]) -> None:
     def measure(state: imitation.ImitationState) -> Metrics:
         metrics = {}
         for index, count in enumerate(labels):
-            own = jax.tree.map(lambda x, index=index: x[index], state.params)
-            params = own | {"trunk": policy["trunk"]}
+            params = trunk | jax.tree.map(lambda x, index=index: x[index], state.params)
             of_count = evaluate.cloning_accuracy(
                 program.cloner, params, job.test, job.unseen, merge
             )

@@ -27,14 +27,13 @@ KEY = "pretrained"
 FILE = "pretrained.json"
 # What must be the same for a stage to be the run's own, besides the frames' fingerprint: these,
 SAME = ("task", "seed", "dtype", "data.max_frames")
-# and these sections; `evaluation` as the stage's metrics are taken, too.
+# and these sections or keys; of `evaluation` what the stage's metrics, which are taken too, go by.
+MEASURED = ("evaluation.windows", "evaluation.merge")
 SECTIONS = {
-    "latent_action": ("idm", "fdm", "vq", "latent_action", "evaluation"),
-    "latent_policy": (
-        "idm", "fdm", "vq", "latent_action", "policy", "latent_policy", "evaluation",
-    ),
+    "latent_action": ("idm", "fdm", "vq", "latent_action", *MEASURED),
+    "latent_policy": ("idm", "fdm", "vq", "latent_action", "policy", "latent_policy", *MEASURED),
     "cloning": ("policy", "cloning", "evaluation"),
-    "supervised_idm": ("idm", "supervised_idm", "evaluation"),
+    "supervised_idm": ("idm", "supervised_idm", *MEASURED),
 }
 State = dict[str, Any]
 
@@ -140,7 +139,8 @@ def _apart(
     """Each of these phases that could be taken -> what sets its settings in the two apart."""
     before, now = LATER | flatten(dict(theirs)), LATER | flatten(dict(ours))
     pick = lambda flat, sections: {
-        key: x for key, x in flat.items() if key in SAME or key.split(".")[0] in sections
+        key: x for key, x in flat.items()
+        if key in SAME or key in sections or key.split(".")[0] in sections
     }
     return {
         phase: differences(pick(before, sections), pick(now, sections))

@@ -231,6 +231,47 @@ def test_distilled_policies_give_the_mean_of_what_decoders_say(frames, trained):
         assert abs(of_mean - of_each).max() > 0.15  # the test can tell the two
 
 
+def test_distilled_policies_with_trunks_of_their_own_learn_as_each_would_alone(frames, trained):
+    """Where trunks learn too, decoders do not share one, and the loss is that of whole networks."""
+    network, decoder = FrameNetwork(PATCHES, ACTIONS), Decoder(DECODER.units, ACTIONS)
+    config = dataclasses.replace(TRAINING, steps=20, rows=16)
+    size = MODEL.idm.vq.latent_size
+    latent = imitation.init(FrameNetwork(PATCHES, size), config, SHAPE, 0).params
+    fresh = jax.tree.map(np.asarray, decode.init(decoder, DECODER, size, 0).params)
+    rng = np.random.default_rng(0)
+    shaken = lambda x: x + rng.normal(size=x.shape, scale=0.3).astype(x.dtype)
+    decoders = [jax.tree.map(shaken, fresh) for _ in range(2)]
+    frozen = {"idm": trained[0].params["idm"],
+              "decoders": jax.tree.map(lambda *x: jnp.stack(x), *decoders)}
+    head = imitation.init(network, config, SHAPE, 1).params["head"]
+    begin = lambda count: imitation.distillation_start(latent, head, count, config, 0, trunk=True)
+    state, loss = begin(2), imitation.distillation_loss(network, MODEL, decoder)
+    assert set(state.params) == {"trunk", "fc", "head"}
+
+    steps = window_steps(frames[0].episode)[:8]
+    windows, z = windows_at(frames[0], steps), evaluate.latents(MODEL, frozen, frames[0], steps)
+    guess = jax.nn.log_softmax(evaluate.guesses(
+        network, jax.tree.map(lambda x: x[0], state.params), frames[0], steps))
+    wanted = -sum(
+        float(jnp.mean(jnp.sum(jax.nn.softmax(decoder.apply({"params": one}, z)) * guess, -1)))
+        for one in decoders
+    )
+    value, _ = jax.jit(loss)(state.params, frozen, windows, windows)
+    np.testing.assert_allclose(value, wanted, rtol=1e-4)
+
+    step = imitation.make_step(loss, config, 1, many=True)
+    state, _ = run(step, state, frozen, shard_frames(frames[0], 1), config.steps)
+    second = frozen | {"decoders": jax.tree.map(lambda x: x[1:], frozen["decoders"])}
+    alone, _ = run(step, begin(1), second, shard_frames(frames[0], 1), config.steps)
+    jax.tree.map(
+        lambda x, y: np.testing.assert_allclose(x[1], y[0], atol=1e-4), state.params, alone.params
+    )
+    for first, other, start in zip(*(jax.tree.leaves(x["trunk"]) for x in (
+            jax.tree.map(lambda x: x[0], state.params), alone.params, latent)), strict=True):
+        assert abs(first - start).max() > 1e-4  # trunks learn,
+        assert abs(first - other[0]).max() > 1e-4  # each its own
+
+
 def test_a_supervised_inverse_model_and_cloning(frames):
     """Three frames tell the action exactly; one frame tells that of a policy that reads it."""
     network = FrameNetwork(PATCHES, ACTIONS)

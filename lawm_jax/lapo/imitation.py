@@ -92,16 +92,23 @@ def cloning_loss(policy: FrameNetwork) -> Loss:
 
 
 def distillation_start(
-    policy: Params, head: Params, decoders: int, config: TrainingConfig, seed: int
+    policy: Params,
+    head: Params,
+    decoders: int,
+    config: TrainingConfig,
+    seed: int,
+    trunk: bool = False,
 ) -> ImitationState:
     """One policy of true actions a decoder: the latent policy's `fc` and a new head, [K, ...] each.
 
     Args:
-      policy: the latent policy's parameters; its trunk stays as it is and is not among these.
+      policy: the latent policy's parameters.
       head: a linear layer from features to logits.
       decoders: K.
+      trunk: every policy learns a trunk of its own, which begins as the latent policy's; else that
+        one stays as it is and is not among the parameters.
     """
-    own = {"fc": policy["fc"], "head": head}
+    own = {"fc": policy["fc"], "head": head} | ({"trunk": policy["trunk"]} if trunk else {})
     repeat = lambda x: jnp.repeat(jnp.asarray(x)[None], decoders, 0)
     return start(jax.tree.map(repeat, own), config, seed, many=True)
 
@@ -116,8 +123,9 @@ def distillation_loss(
     first and the mean second: p(a | o_t) = E[d(z_t) | o_t], learned from all frames and from no
     other labels than the decoders'.
 
-    Trained: {"fc", "head"} of `distillation_start`. Frozen: {"trunk", "idm", "decoders"}, the
-    decoders' parameters with a leading axis [K].
+    Trained: {"fc", "head"} or {"trunk", "fc", "head"} of `distillation_start`. Frozen: {"idm",
+    "decoders"}, the decoders' parameters with a leading axis [K], and "trunk" where it is not
+    trained.
     """
 
     def loss(
@@ -127,13 +135,23 @@ def distillation_loss(
         decode = lambda one: jax.nn.softmax(decoder.apply({"params": one}, z))
         target = jax.lax.stop_gradient(jax.vmap(decode)(frozen["decoders"]))
         frames = scale(shifted.current)
-        trunk = {"trunk": frozen["trunk"]}  # unbatched: the K policies share its features
-        logits = jax.vmap(lambda own: policy.apply({"params": own | trunk}, frames))(params)
+        if "trunk" in params:
+            guess = lambda own: policy.apply({"params": own}, frames)
+            logits = _one_by_one(guess, params)
+        else:
+            trunk = {"trunk": frozen["trunk"]}  # unbatched: the K policies share its features
+            logits = jax.vmap(lambda own: policy.apply({"params": own | trunk}, frames))(params)
         chex.assert_equal_shape([target, logits])
         error = optax.softmax_cross_entropy(logits, target).mean(-1)
         return error.sum(), {"loss": error.mean()}
 
     return loss
+
+
+def _one_by_one(apply: Callable[[Params], jax.Array], params: Params) -> jax.Array:
+    """jax.vmap(apply)(params), which would make grouped convolutions of a network's: slow ones."""
+    networks = range(len(jax.tree.leaves(params)[0]))
+    return jnp.stack([apply(jax.tree.map(lambda x, k=k: x[k], params)) for k in networks])
 
 
 def supervised_idm_loss(network: FrameNetwork, differences: bool) -> Loss:

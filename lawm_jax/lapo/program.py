@@ -40,6 +40,7 @@ class Program(NamedTuple):
     decoder: Decoder
     decoding: DecoderConfig
     distillation: TrainingConfig
+    distilled_trunk: bool
     online: Online
     scratch: Online
     expert: Online
@@ -67,6 +68,7 @@ def resolve(config: ConfigDict, frame_shape: tuple[int, int, int], actions: int)
         inverse=FrameNetwork(idm_encoder, actions),
         decoder=Decoder(tuple(config.decoder.units), actions),
         decoding=_decoder(config.decoder, epochs=0),
+        distilled_trunk=config.distillation.trunk,
         online=_online(config, encoder, vq, actions),
         scratch=Online(ActorCritic(encoder, actions), _ppo(config.scratch), None),
         expert=Online(
