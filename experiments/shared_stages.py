@@ -153,9 +153,10 @@ def _template(
     config: ConfigDict, theirs: Mapping[str, Any], fresh: Callable[[ConfigDict], State], ours: State
 ) -> State:
     """Shapes of the other run's state, whose networks may have other sizes, placed as ours is."""
-    whole = ConfigDict(config.to_dict())  # keys that its config lacks matter to no phase of it
+    # Keys that its config lacks and LATER does not have matter to no phase of it.
+    whole = ConfigDict(config.to_dict())
     known = flatten(config.to_dict())
-    flat = {key: x for key, x in flatten(dict(theirs)).items() if key in known}
+    flat = {key: x for key, x in (LATER | flatten(dict(theirs))).items() if key in known}
     whole.update_from_flattened_dict(flat)
     sharding = jax.tree.leaves(ours)[0].sharding
     return jax.tree.map(
