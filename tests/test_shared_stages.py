@@ -1,0 +1,36 @@
+"""Stages of another LAPO run: what sets them apart, and the shapes of older runs."""
+
+import jax.numpy as jnp
+import pytest
+from ml_collections import ConfigDict
+
+from configs import procgen
+from experiments import lapo, shared_stages
+
+
+@pytest.fixture
+def config():
+    return ConfigDict(procgen.get_config("miner,tiny").to_dict())
+
+
+def test_only_a_stage_that_is_played_goes_by_how_policies_are_played(config):
+    theirs = config.to_dict()
+    config.evaluation.temperature, config.evaluation.episodes = 0.5, 400
+    apart = shared_stages._apart(theirs, config.to_dict(), shared_stages.SECTIONS)
+    assert apart["cloning"] == ["evaluation.episodes 8 -> 400", "evaluation.temperature 1.0 -> 0.5"]
+    assert not any(why for phase, why in apart.items() if phase != "cloning")
+
+    config.evaluation.windows = 32
+    apart = shared_stages._apart(theirs, config.to_dict(), shared_stages.SECTIONS)
+    assert all("evaluation.windows 64 -> 32" in why for why in apart.values())
+
+
+def test_the_shapes_of_an_older_run_are_by_what_absent_keys_stand_for(config):
+    """Before distilled policies could have trunks of their own, none had."""
+    theirs = config.to_dict()
+    del theirs["distillation"]["trunk"]
+    config.distillation.trunk = True
+    ours = {"any": jnp.zeros(1)}
+    of = lambda theirs: shared_stages._template(config, theirs, lapo._initial_state, ours)
+    assert set(of(theirs)["distillation"].params) == {"fc", "head"}
+    assert set(of(config.to_dict())["distillation"].params) == {"trunk", "fc", "head"}
