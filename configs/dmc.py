@@ -91,7 +91,7 @@ def _world_model() -> ml_collections.ConfigDict:
     model.kl_balance = 0.8  # share of KL[s]'s gradient that trains the prior
     model.free_nats = 0.0
     # Weight of KL[u], the pure ELBO's. With less of it the prior decodes to actions that vary more
-    # within a state, and critics expected far more than policies earned (README).
+    # within a state, and critics expected far more than policies earned (results/README.md).
     model.latent_kl_weight = 1.0
     model.inverse_on_labelled = 1.0  # labelled windows also train the inverse dynamics; pure: 0
     # Std of the noise on decoded actions that drive unlabelled dynamics; pure: action_std. Without

@@ -63,7 +63,9 @@ def get_config(arg: str = "bigfish") -> Config:
     config.supervised_idm = _training(50_000, 3e-4, start=0.1, end=0.01, warmup=50)
     config.decoder = _decoder()
     config.distillation = _training(10_000, 2e-4, start=0.01, end=0.0, warmup=1000)
-    config.distillation.trunk = False  # a trunk too for each decoder, from the latent policy's
+    # learn a trunk for each decoder too, from the latent policy's on; time and memory of a step are
+    # so many times as much
+    config.distillation.trunk = False
     config.online = _online()
     config.scratch = _ppo(5e-4, trunk=ALWAYS, fc=ALWAYS, policy=ALWAYS, value=ALWAYS)
     config.evaluation = _evaluation(game)

@@ -51,7 +51,7 @@ def _dmc() -> Config:
     # C-LAP's weight of KL[u]: LAWM's, 1, did not help it on the two tasks that it was tried on
     dmc.c_lap_latent_kl_weight = 0.3
     # LAWM's windows with and without actions a batch at some label fractions; at others the
-    # preset's, which would pass over four trajectories 256 times (README: what was tried).
+    # preset's, which would pass over four trajectories 256 times (tried: results/README.md).
     dmc.lawm_rows = ((0.01, 2, 30),)
     dmc.label_fractions = (0.05, 0.01)
     dmc.seeds = (0,)

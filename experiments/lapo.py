@@ -6,10 +6,11 @@ Data, then the stages of --config.stages one after another: latent_action (inver
 dynamics with a codebook between them, from frames alone), latent_policy (clones the latent
 actions), cloning (behaviour cloning on all true actions) and supervised_idm as references, decoder
 (true actions from latent ones by a few labels, one decoder for each of decoder.labels),
-distillation (not the paper's: the latent policy's features learn what each decoder makes of all
-frames' latents), online (the latent policy decoded in the game, by a decoder of what it meets there
-and by PPO) and scratch (PPO alone). Each policy is played in the game when its training ends, the
-last two also on the way; normalised returns have the random policy at 0 and the data's at 1.
+distillation (not the paper's: the latent policy's features, or with distillation.trunk the whole
+of it, learn what each decoder makes of all frames' latents), online (the latent policy decoded in
+the game, by a decoder of what it meets there and by PPO) and scratch (PPO alone). Each policy is
+played in the game when its training ends, the last two also on the way; normalised returns have the
+random policy at 0 and the data's at 1.
 
 --config.pretrained=WORKDIR takes over those of the first four stages that another run has finished
 with the same settings; WORKDIR,WORKDIR each from the first that has it. The paper's ablations:
@@ -171,7 +172,7 @@ def _initial_state(config: ConfigDict) -> dict[str, Any]:
 def _distilled(
     program: Program, policy: Any, labels: tuple[int, ...], seed: int
 ) -> imitation.ImitationState:
-    """A policy of true actions for each number of labels, on that latent policy's trunk."""
+    """A policy of true actions for each number of labels, which begins as that latent policy."""
     head = imitation.init(program.cloner, program.distillation, FRAME, seed).params["head"]
     return imitation.distillation_start(
         policy, head, len(labels), program.distillation, seed, program.distilled_trunk

@@ -15,7 +15,7 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from experiments import other_run
-from experiments.identity import LATER, differences, flatten
+from experiments.identity import GONE, LATER, differences, flatten
 from experiments.launch import Run
 from experiments.training import Session
 from lawm_jax import runner
@@ -69,6 +69,7 @@ def find(
     missing: dict[str, list[str]] = defaultdict(list)
     for name in names:
         finished, apart = _finished(run, name, state, fingerprint, fresh)
+        _check_latents(finished, apart, taken.state)
         new = {phase: x for phase, x in finished.items() if phase not in taken.state}
         left = {phase: ", ".join(apart[phase]) for phase in apart if phase not in taken.state}
         if not new:
@@ -106,6 +107,19 @@ def _finished(
     return {phase: restored[phase] for phase, why in apart.items() if not why}, apart
 
 
+def _check_latents(finished: State, apart: dict[str, list[str]], taken: State) -> None:
+    """Strikes out a finished latent policy that regressed other latents than those taken before.
+
+    The same settings do not make them so: another machine or version may round otherwise.
+    """
+    before, theirs = taken.get("latent_action"), finished.get("latent_action")
+    if "latent_policy" not in finished or before is None or theirs is None:
+        return
+    if state_digest(before) != state_digest(theirs):
+        del finished["latent_policy"]
+        apart["latent_policy"].append("it regresses another latent_action than the one taken")
+
+
 def keep(run: Run, session: Session, taken: Taken) -> None:
     """Notes in a session that began with the stages taken what they are; saves it.
 
@@ -138,6 +152,7 @@ def _apart(
 ) -> dict[str, list[str]]:
     """Each of these phases that could be taken -> what sets its settings in the two apart."""
     before, now = LATER | flatten(dict(theirs)), LATER | flatten(dict(ours))
+    before = {key: x for key, x in before.items() if key not in GONE or x != GONE[key]}
     pick = lambda flat, sections: {
         key: x for key, x in flat.items()
         if key in SAME or key in sections or key.split(".")[0] in sections

@@ -25,6 +25,7 @@ from experiments.table_report import (
     table_estimates,
 )
 from lawm_jax import plots, statistics
+from lawm_jax.errors import InputError
 
 # What a method is called at 100% labels; LAWM needs trajectories without.
 ORACLE_OF = {"c_lap": "c_lap_oracle", "idm_td3_bc": "td3_bc_oracle"}
@@ -63,13 +64,22 @@ def write_lapo(results: Path, out: Path) -> list[Path]:
     """Draws LAPO's aggregate curves where there are results of it; returns the files.
 
     Raises:
-      InputError: the results on a game come from different data.
+      InputError: the results on a game come from different data, or from policies that were sampled
+        at different temperatures.
     """
     found = read(results)
-    fingerprints = defaultdict(set)
+    fingerprints, temperatures = defaultdict(set), defaultdict(set)
     for result in found:
-        fingerprints[result["config"]["task"]].add(result["dataset"]["fingerprint"])
+        game = result["config"]["task"]
+        fingerprints[game].add(result["dataset"]["fingerprint"])
+        temperatures[game].add(result["config"]["evaluation"]["temperature"])
     check_one_data_set(results, fingerprints)
+    for game, values in temperatures.items():
+        if len(values) > 1:
+            raise InputError(
+                f"{results}: {game} has results with evaluation.temperature "
+                f"{' and '.join(map(str, sorted(values)))}; keep them in different directories"
+            )
     panels = lapo_panels(found)
     if not panels:
         return []

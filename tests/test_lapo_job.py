@@ -3,6 +3,7 @@
 The runs are processes of their own; all share one data set and one cache of compiled programs.
 """
 
+import contextlib
 import json
 import os
 import re
@@ -11,11 +12,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
+from ml_collections import ConfigDict
 from processes import QUICK_COMPILATION
 
-from experiments.lapo import ONLINE, STAGES, chosen_stages, main
+from experiments.lapo import ONLINE, STAGES, _initial_state, chosen_stages, main
+from lawm_jax.checkpoint import Checkpoints
 from lawm_jax.data.frame_shards import Episode, read_frames, write_frames
 from lawm_jax.envs.procgen import FRAME, GAMES
 
@@ -191,12 +195,30 @@ def test_frames_may_be_streamed(ablation, finished):
     assert [fresh[0][name] for name in names] == [fresh[1][name] for name in names]
 
 
+def assert_trunks_were_learned(results, workdir):
+    """Every distilled policy has its own, which is not the latent policy's any more."""
+    config = ConfigDict(results["config"])
+    sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    template = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
+        jax.eval_shape(lambda: _initial_state(config)),
+    )
+    with contextlib.closing(Checkpoints(workdir / "checkpoints", read_only=True)) as checkpoints:
+        state = checkpoints.restore(template).state
+    trunks = jax.tree.leaves(state["distillation"].params["trunk"])
+    for own, before in zip(trunks, jax.tree.leaves(state["latent_policy"].params["trunk"]),
+                           strict=True):
+        first, second = np.asarray(own)
+        assert (first != before).any() and (second != before).any() and (first != second).any()
+
+
 def test_stages_of_another_run_are_taken(place, finished):
     """Those that it has finished with the same settings; what follows is what it was there."""
     workdir = place / "taken"
     args = (
         f"--config.pretrained={finished[0]}/", "--config.cloning.steps=10",
-        "--config.stages=latent_action,latent_policy,cloning,decoder",
+        "--config.stages=latent_action,latent_policy,cloning,decoder,distillation",
+        "--config.distillation.trunk=true",  # which it had not there
     )
     code, output, error = finish(start(place, "taken", *args))
     assert code == 0, error
@@ -208,6 +230,8 @@ def test_stages_of_another_run_are_taken(place, finished):
         assert results[name] == whole[name]
     of = lambda path: [r for r in read_log(path) if r["phase"].startswith(("latent", "decoder"))]
     assert of(workdir) == of(finished[0])
+    assert [row["labels"] for row in results["offline_distillation"]] == list(LABELS)
+    assert_trunks_were_learned(results, workdir)
 
     code, output, error = finish(start(
         place, "put_together", f"--config.pretrained={workdir},{finished[0]}",

@@ -1,6 +1,7 @@
 """Stages of another LAPO run: what sets them apart, and the shapes of older runs."""
 
 import jax.numpy as jnp
+import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
@@ -23,6 +24,26 @@ def test_only_a_stage_that_is_played_goes_by_how_policies_are_played(config):
     config.evaluation.windows = 32
     apart = shared_stages._apart(theirs, config.to_dict(), shared_stages.SECTIONS)
     assert all("evaluation.windows 64 -> 32" in why for why in apart.values())
+    config.evaluation.windows, config.evaluation.merge = 64, (0,) * 15
+    apart = shared_stages._apart(theirs, config.to_dict(), shared_stages.SECTIONS)
+    assert all(any("evaluation.merge" in x for x in why) for why in apart.values())
+
+
+def test_keys_that_are_gone_set_nothing_apart(config):
+    theirs = config.to_dict()
+    theirs["latent_action"]["roll"] = False
+    assert not any(shared_stages._apart(theirs, config.to_dict(), shared_stages.SECTIONS).values())
+    theirs["latent_action"]["roll"] = True
+    apart = shared_stages._apart(theirs, config.to_dict(), shared_stages.SECTIONS)
+    assert apart["latent_policy"] == ["latent_action.roll True -> absent"]
+
+
+def test_a_latent_policy_of_other_latents_than_those_taken_is_not_taken():
+    one, other = {"x": np.zeros(2)}, {"x": np.ones(2)}
+    for latents, kept in ((one, True), (other, False)):
+        finished, apart = {"latent_action": latents, "latent_policy": {}}, {"latent_policy": []}
+        shared_stages._check_latents(finished, apart, {"latent_action": one})
+        assert ("latent_policy" in finished, not apart["latent_policy"]) == (kept, kept)
 
 
 def test_the_shapes_of_an_older_run_are_by_what_absent_keys_stand_for(config):

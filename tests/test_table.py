@@ -106,12 +106,14 @@ def test_oracles_end_the_curves_over_label_fractions(raw):
     }
 
 
-def lapo_result(game, seed, returns, data=10.0):
+def lapo_result(game, seed, returns, data=10.0, temperature=1.0):
     played = lambda mean: {
         "return_mean": mean, "return_ci95": 0.98, "episodes": 8, "normalised": mean / data
     }
     return {
-        "config": {"task": game, "vq": {"enabled": True}},
+        "config": {
+            "task": game, "vq": {"enabled": True}, "evaluation": {"temperature": temperature}
+        },
         "seed": seed,
         "dataset": {"fingerprint": "one"},
         "random_policy": {"return_mean": 0.0},
@@ -140,6 +142,10 @@ def test_lapo_curves_are_means_over_games_at_shared_label_counts(tmp_path):
     other = results[1] | {"dataset": {"fingerprint": "another"}}
     (tmp_path / "other.json").write_text(json.dumps(other))
     with pytest.raises(InputError, match="results on maze come from 2 different data sets"):
+        table_figures.write_lapo(tmp_path, tmp_path)
+    other = lapo_result("maze", 1, {16: 4.0}, temperature=0.5)
+    (tmp_path / "other.json").write_text(json.dumps(other))
+    with pytest.raises(InputError, match=r"maze has results with evaluation.temperature 0.5 and 1"):
         table_figures.write_lapo(tmp_path, tmp_path)
 
 

@@ -149,7 +149,10 @@ def distillation_loss(
 
 
 def _one_by_one(apply: Callable[[Params], jax.Array], params: Params) -> jax.Array:
-    """jax.vmap(apply)(params), which would make grouped convolutions of a network's: slow ones."""
+    """jax.vmap(apply)(params), which would make grouped convolutions of a network's: slow ones.
+
+    All networks' activations are kept for the gradient.
+    """
     networks = range(len(jax.tree.leaves(params)[0]))
     return jnp.stack([apply(jax.tree.map(lambda x, k=k: x[k], params)) for k in networks])
 
