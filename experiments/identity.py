@@ -40,6 +40,12 @@ def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
+def complete(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A config flat, with LATER's values of the keys that it lacks and without GONE's."""
+    flat = LATER | flatten(config)
+    return {key: x for key, x in flat.items() if key not in GONE or x != GONE[key]}
+
+
 def _today(key: str) -> str:
     for before, now in RENAMED.items():
         if key == before or key.endswith(f".{before}"):

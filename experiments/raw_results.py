@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from experiments.identity import LATER, agent_seed, differences, flatten, read_by
+from experiments.identity import LATER, agent_seed, complete, differences, flatten, read_by
 from lawm_jax import statistics
 from lawm_jax.errors import InputError
 
@@ -89,7 +89,7 @@ def add(directory: Path, workdir: Path) -> list[Path]:
 
 def _read(config: Mapping[str, Any]) -> dict[str, Any]:
     """What of a config its run reads, flat, by today's names, later keys included."""
-    flat = LATER | flatten(config)
+    flat = complete(config)
     return read_by(config["method"], flat) if "method" in config else flat
 
 

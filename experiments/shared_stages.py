@@ -15,7 +15,7 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from experiments import other_run
-from experiments.identity import GONE, LATER, differences, flatten
+from experiments.identity import complete, differences, flatten
 from experiments.launch import Run
 from experiments.training import Session
 from lawm_jax import runner
@@ -151,8 +151,7 @@ def _apart(
     theirs: Mapping[str, Any], ours: Mapping[str, Any], phases: Iterable[str]
 ) -> dict[str, list[str]]:
     """Each of these phases that could be taken -> what sets its settings in the two apart."""
-    before, now = LATER | flatten(dict(theirs)), LATER | flatten(dict(ours))
-    before = {key: x for key, x in before.items() if key not in GONE or x != GONE[key]}
+    before, now = complete(theirs), complete(ours)
     pick = lambda flat, sections: {
         key: x for key, x in flat.items()
         if key in SAME or key in sections or key.split(".")[0] in sections
@@ -171,7 +170,7 @@ def _template(
     # Keys that its config lacks and LATER does not have matter to no phase of it.
     whole = ConfigDict(config.to_dict())
     known = flatten(config.to_dict())
-    flat = {key: x for key, x in (LATER | flatten(dict(theirs))).items() if key in known}
+    flat = {key: x for key, x in complete(theirs).items() if key in known}
     whole.update_from_flattened_dict(flat)
     sharding = jax.tree.leaves(ours)[0].sharding
     return jax.tree.map(

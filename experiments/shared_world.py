@@ -11,7 +11,7 @@ from typing import Any
 import jax
 
 from experiments import other_run
-from experiments.identity import LATER, differences, flatten
+from experiments.identity import complete, differences, flatten
 from experiments.launch import Run
 from experiments.training import Session
 from lawm_jax import runner
@@ -97,7 +97,7 @@ def _checked(run: Run) -> dict[str, Any]:
 
 def _settings(config: dict[str, Any]) -> dict[str, Any]:
     """All that decides what a world model becomes, but for the data."""
-    flat = LATER | flatten(config)
+    flat = complete(config)
     del flat["world_model.pretrained"]
     return {key: x for key, x in flat.items() if key in SAME or key.startswith("world_model.")}
 

@@ -234,7 +234,7 @@ def test_distilled_policies_give_the_mean_of_what_decoders_say(frames, trained):
 def test_distilled_policies_with_trunks_of_their_own_learn_as_each_would_alone(frames, trained):
     """Where trunks learn too, decoders do not share one, and the loss is that of whole networks."""
     network, decoder = FrameNetwork(PATCHES, ACTIONS), Decoder(DECODER.units, ACTIONS)
-    config = dataclasses.replace(TRAINING, steps=20, rows=16, gradient_clip=0.05)  # which bites
+    config = dataclasses.replace(TRAINING, steps=20, rows=16, gradient_clip=0.05)
     size = MODEL.idm.vq.latent_size
     latent = imitation.init(FrameNetwork(PATCHES, size), config, SHAPE, 0).params
     fresh = jax.tree.map(np.asarray, decode.init(decoder, DECODER, size, 0).params)
@@ -258,6 +258,11 @@ def test_distilled_policies_with_trunks_of_their_own_learn_as_each_would_alone(f
     )
     value, _ = jax.jit(loss)(state.params, frozen, windows, windows)
     np.testing.assert_allclose(value, wanted, rtol=1e-4)
+    objective = lambda params: loss(params, frozen, windows, windows)[0]
+    grads = jax.jit(jax.grad(objective))(state.params)
+    for k in range(2):  # the clip has something to do
+        squares = [float((x[k] ** 2).sum()) for x in jax.tree.leaves(grads)]
+        assert sum(squares) > config.gradient_clip**2
 
     step = imitation.make_step(loss, config, 1, many=True)
     state, _ = run(step, state, frozen, shard_frames(frames[0], 1), config.steps)
