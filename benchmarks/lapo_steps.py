@@ -26,6 +26,8 @@ LABELS = 4096
 def train_steps(config: Any, mesh: Mesh, abstract: bool = False) -> list[TrainStep]:
     """Stage 1, what learns from its windows besides, the decoder, PPO from scratch and online.
 
+    A distillation step is that of all the config's decoders.
+
     Streamed windows are the same on any number of devices, and no two of them alike.
 
     abstract: as in `placing`; the frames are as many as the config's.
@@ -38,6 +40,7 @@ def train_steps(config: Any, mesh: Mesh, abstract: bool = False) -> list[TrainSt
     stage1 = learner.init(program.model, program.latent_action, FRAME, 0)
     frozen = jax.tree.map(np.asarray, {"idm": stage1.params["idm"]})  # the state is donated
     stage2 = imitation.init(program.policy, program.latent_policy, FRAME, 0)
+    distilled, decoded = _distillation(program, jax.tree.map(np.asarray, stage2.params), config)
     streamed = not config.data.on_device
     frames = None
     if not streamed:
@@ -62,6 +65,9 @@ def train_steps(config: Any, mesh: Mesh, abstract: bool = False) -> list[TrainSt
         return step(name, made, state, None, settings.rows)
 
     loss = imitation.latent_policy_loss(program.policy, program.model)
+    distil = functools.partial(imitation.make_step, imitation.distillation_loss(
+        program.cloner, program.model, program.decoder
+    ))
     return [
         step(
             "lapo_stage1", learner.make_step(program.model, program.latent_action, mesh.size),
@@ -80,10 +86,27 @@ def train_steps(config: Any, mesh: Mesh, abstract: bool = False) -> list[TrainSt
             imitation.supervised_idm_loss(program.inverse, program.model.idm.differences),
             program.supervised_idm, 3 * FRAME[2],
         ),
+        step(
+            "lapo_distillation", distil(program.distillation, mesh.size, many=True),
+            distilled, frozen | decoded, program.distillation.rows,
+        ),
         decoder_step(config, mesh, abstract),
         *(_ppo_step(f"ppo_update{name}", online, mesh, abstract, config.dtype)
           for name, online in (("", program.scratch), (", frozen trunk", program.online))),
     ]  # fmt: skip
+
+
+def _distillation(program: Program, policy: Any, config: Any) -> tuple[Any, dict[str, Any]]:
+    """A fresh state of a policy for each of the config's decoders, and what else is frozen."""
+    settings, count = program.distillation, len(config.decoder.labels)
+    head = imitation.init(program.cloner, settings, FRAME, 0).params["head"]
+    state = imitation.distillation_start(
+        policy, head, count, settings, 0, program.distilled_trunk
+    )
+    size = program.model.idm.vq.latent_size
+    decoder = decode.init(program.decoder, program.decoding, size, 0).params
+    frozen = {"decoders": jax.tree.map(lambda x: np.stack([x] * count), decoder)}
+    return state, frozen if program.distilled_trunk else frozen | {"trunk": policy["trunk"]}
 
 
 def _ppo_step(

@@ -60,6 +60,26 @@ def supervised_idm():
     return make, imitation.init(network, LAPO, (SIDE, SIDE, 9), 0), None, windows()
 
 
+def distillation():
+    """Two decoders' policies, each with a trunk of its own."""
+    model = make_model(published=False)
+    z, decoders = model.idm.vq.latent_size, 2
+    policy, network = FrameNetwork(ENCODER, z), FrameNetwork(ENCODER, ACTIONS)
+    decoder = Decoder((6,), ACTIONS)
+    parts = [imitation.init(n, LAPO, SHAPE, 0).params for n in (policy, network)]
+    of_labels = [decode.init(decoder, DECODER, z, seed).params for seed in range(decoders)]
+    frozen = {
+        "idm": learner.init(model, LAPO, SHAPE, 0).params["idm"],
+        "decoders": jax.tree.map(lambda *x: np.stack(x), *of_labels),
+    }
+    fresh = imitation.distillation_start(
+        parts[0], parts[1]["head"], decoders, LAPO, 0, trunk=True
+    )
+    loss = imitation.distillation_loss(network, model, decoder)
+    make = functools.partial(imitation.make_step, loss, LAPO, many=True)
+    return make, fresh, frozen, windows()
+
+
 def decoder():
     """Every device holds all labels, and draws its rows of the global batch."""
     network, config = Decoder((6,), 3), dataclasses.replace(DECODER, learning_rate=1.0)
@@ -128,7 +148,7 @@ def main():
     optax.adamw = functools.partial(optax.adamw, eps=1.0)
     optax.scale_by_adam = lambda eps: adam(eps=1.0)
     found = {}
-    for case in (stage_one, cloning, supervised_idm, decoder):
+    for case in (stage_one, cloning, supervised_idm, distillation, decoder):
         make, fresh, shared, batch = case()
         fresh = jax.device_get(fresh)  # a copy: train states are donated
         many, one = (mapped(n, make, fresh, shared, batch) for n in (DEVICES, 1))

@@ -11,7 +11,9 @@ def found(shared_compilation):
     return output(start(lapo_devices, devices=lapo_devices.DEVICES))
 
 
-@pytest.mark.parametrize("step", ["stage_one", "cloning", "supervised_idm", "decoder", "ppo"])
+@pytest.mark.parametrize(
+    "step", ["stage_one", "cloning", "supervised_idm", "distillation", "decoder", "ppo"]
+)
 def test_eight_devices_learn_the_same_as_one(found, step):
     """Gradients, updates, metrics; stage 1's batch normalisation, codebook sums and restarts.
 

@@ -73,7 +73,7 @@ def test_step_time_of_lapo(measured):
     )  # fmt: skip
     steps = {
         "lapo_stage1": 2, "lapo_stage2": 2, "lapo_cloning": 2, "lapo_supervised_idm": 2,
-        "lapo_decoder": 2, "ppo_update": 6, "ppo_update, frozen trunk": 6,
+        "lapo_distillation": 2, "lapo_decoder": 2, "ppo_update": 6, "ppo_update, frozen trunk": 6,
         "lapo_decoder, one step a dispatch": 1,
     }  # fmt: skip
     assert {name: row["steps_per_call"] for name, row in rows.items()} == steps
@@ -82,7 +82,8 @@ def test_step_time_of_lapo(measured):
     by_step = {name for name, row in rows.items() if "logging_overhead" in row}
     assert by_step == {name for name, row in rows.items() if "host_overhead" not in row}
     assert by_step == {
-        "lapo_stage1", "lapo_stage2", "lapo_cloning", "lapo_supervised_idm", "ppo_update",
+        "lapo_stage1", "lapo_stage2", "lapo_cloning", "lapo_supervised_idm",
+        "lapo_distillation", "ppo_update",
     }
     assert all(row["useful_gflops_per_step"] > 0 for row in rows.values())
     # 8 environments of 16 steps; 3 epochs of 2 minibatches each

@@ -16,8 +16,8 @@ from lawm_jax import runner
 CONFIGS = (dmc.get_config("walker_walk,tiny"), procgen.get_config("miner,tiny"))
 STEPS = (
     "world_model", "actor_critic", "td3_bc", "inverse_dynamics",
-    "lapo_stage1", "lapo_stage2", "lapo_cloning", "lapo_supervised_idm", "lapo_decoder",
-    "ppo_update", "ppo_update, frozen trunk",
+    "lapo_stage1", "lapo_stage2", "lapo_cloning", "lapo_supervised_idm", "lapo_distillation",
+    "lapo_decoder", "ppo_update", "ppo_update, frozen trunk",
 )
 COMPILED = "/jax/core/compile/backend_compile_duration"
 
