@@ -54,8 +54,15 @@ def _check(config: ConfigDict) -> None:
     for key in ("label_fractions", "curve_fractions"):
         if wrong := [x for x in config.dmc[key] if not 0.0 < x <= 1.0]:
             raise InputError(f"dmc.{key} has {wrong[0]}; it must be in (0, 1]")
-    if wrong := [x for x in config.dmc.lawm_rows if not isinstance(x, tuple) or len(x) != 3]:
-        raise InputError(f"dmc.lawm_rows has {wrong[0]}; write ((label fraction, rows, rows), ...)")
+    for key, form in (
+        ("lawm_rows", "label fraction, rows, rows"), ("settings", "method, key, value")
+    ):
+        if wrong := [x for x in config.dmc[key] if not isinstance(x, tuple) or len(x) != 3]:
+            raise InputError(f"dmc.{key} has {wrong[0]}; write (({form}), ...)")
+    if wrong := sorted({name for name, *_ in config.dmc.settings} - {*METHODS, *BASELINES}):
+        raise InputError(
+            f"dmc.settings has '{wrong[0]}'; choose from {', '.join((*METHODS, *BASELINES))}"
+        )
     if wrong := sorted(set(config.dmc.oracles) - set(ORACLES)):
         raise InputError(f"dmc.oracles has '{wrong[0]}'; choose from {', '.join(ORACLES)}")
 
@@ -85,8 +92,7 @@ def _control_job(dmc: ConfigDict, row: str, method: str, fraction: float, seed: 
     settings = {"method": method, "data.label_fraction": fraction, "seed": seed}
     if dmc.critic_layer_norm and method in BASELINES and BASELINES[method].critics:
         settings["td3_bc.critic_layer_norm"] = True
-    if method == "c_lap":
-        settings["world_model.latent_kl_weight"] = dmc.c_lap_latent_kl_weight
+    settings |= {key: value for name, key, value in dmc.settings if name == method}
     if method == "lawm":
         for _, labelled, unlabelled in (x for x in dmc.lawm_rows if x[0] == fraction):
             settings["world_model.labelled_rows"] = labelled

@@ -186,12 +186,21 @@ def test_a_job_is_what_a_user_would_type():
     assert lawm.experiment == "lawm" and not any("layer_norm" in flag for flag in lawm.flags)
     c_lap = jobs["walker_walk_medium_replay_tiny_c_lap_20pct_seed0"]
     weight = lambda job: job.config["world_model"]["latent_kl_weight"]
-    assert (weight(lawm), weight(c_lap)) == (1.0, config.dmc.c_lap_latent_kl_weight) == (1.0, 0.3)
+    assert (weight(lawm), weight(c_lap)) == (1.0, 0.3)
+    assert ("c_lap", "world_model.latent_kl_weight", 0.3) in config.dmc.settings
     rows = lambda job: [job.config["world_model"][f"{x}labelled_rows"] for x in ("", "un")]
     assert rows(lawm) == rows(c_lap)
     config.dmc.lawm_rows = (0.2, 1, 11)
     with pytest.raises(InputError, match="dmc.lawm_rows has 0.2; write "):
         table_jobs.jobs_of(config, RUNS)
+    config.dmc.lawm_rows = ()
+    config.dmc.settings = (("c_lab", "agent.prior", 0.2),)
+    with pytest.raises(InputError, match="dmc.settings has 'c_lab'; choose from "):
+        table_jobs.jobs_of(config, RUNS)
+    config.dmc.settings = (("c_lap", "agent.pryor", 0.2),)
+    with pytest.raises(InputError, match="agent.prior"):
+        table_jobs.jobs_of(config, RUNS)
+    config.dmc.settings = ()
     config.dmc.lawm_rows = ((0.2, 1, 11),)
     changed = {job.name: job for job in table_jobs.jobs_of(config, RUNS)}
     lawm, c_lap = changed[lawm.name], changed[c_lap.name]
