@@ -11,6 +11,7 @@ interval: over seeds (Student's t) where there are several, else over the one ru
 import argparse
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -39,7 +40,7 @@ def table(directory: Path) -> str:
         "LAWM | seeds: LAWM / C-LAP | wall-clock of LAWM, min | LAWM in the paper, return / 10 |",
         "|---|---|---|---|---|---|---|---|---|---|---|---|---|---|",
     ]
-    for (task, dataset, labels), by_method in sorted(cells.items()):
+    for (task, dataset, labels), by_method in sorted(cells.items(), key=_by_share):
         if labels == "100%" and "lawm" not in by_method:
             continue
         oracle = cells.get((task, dataset, "100%"), {}).get("c_lap_oracle", [])
@@ -54,12 +55,17 @@ def plot(directory: Path, path: Path) -> None:
     from lawm_jax import plots
 
     panels: dict[str, dict[str, dict[str, Estimate]]] = {}
-    share = lambda cell: (cell[0][:2], float(cell[0][2].removesuffix("%")))
-    for (task, dataset, labels), by_method in sorted(read_cells(directory).items(), key=share):
+    for (task, dataset, labels), by_method in sorted(read_cells(directory).items(), key=_by_share):
         for method, results in sorted(by_method.items(), reverse=True):
             panel = panels.setdefault(f"{task}, {dataset}", {})
-            panel.setdefault(f"{labels} labels", {})[method] = estimate(results)
-    plots.bars(path, panels, "episode return")
+            panel.setdefault(labels, {})[method] = estimate(results)
+    plots.bars(path, panels, "episode return", x_label="trajectories with actions")
+
+
+def _by_share(cell: tuple[tuple[str, str, str], Any]) -> tuple[str, str, float]:
+    """Cells in order: by task, data set and share of labels."""
+    (task, dataset, labels), _ = cell
+    return task, dataset, float(labels.removesuffix("%"))
 
 
 def _columns(by_method: dict[str, list[Result]]) -> list[str]:

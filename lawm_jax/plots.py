@@ -214,11 +214,13 @@ def bars(
     panels: Mapping[str, Mapping[str, Mapping[str, Interval]]],
     y_label: str,
     names: Mapping[str, str] | None = None,
+    x_label: str = "",
 ) -> None:
     """Draws means with their intervals as bars, a panel a data set, groups of methods side by side.
 
-    panels: title -> group ("1% labels") -> method -> (mean, low, high).
+    panels: title -> group ("1%") -> method -> (mean, low, high).
     names: what the legend calls a method.
+    x_label: what the groups are.
     """
     figure = _new_figure(max(6.0, 3.2 * len(panels)), 2.8)
     axes_row = figure.subplots(1, len(panels), squeeze=False, sharey=True)[0]
@@ -236,6 +238,7 @@ def bars(
                 position += 1.0
             position += 0.6
         axes.set_xticks(*zip(*ticks, strict=True))
+        axes.set_xlabel(x_label)
         axes.set_title(title, fontsize=10)
         _tidy(axes)
     _legend_below(figure, axes_row)

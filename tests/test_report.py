@@ -38,16 +38,18 @@ def test_interval_over_seeds_is_students_t_and_over_one_run_its_episodes():
 
 def test_table_has_a_row_for_each_label_fraction_with_the_oracle_beside(tmp_path):
     for n, entry in enumerate([result("lawm", 0.05, 0, 411.0), result("c_lap", 0.05, 0, 222.0),
-                               result("lawm", 0.01, 0, 333.0), result("c_lap", 1.0, 0, 444.0)]):
+                               result("lawm", 0.01, 0, 333.0), result("c_lap", 1.0, 0, 444.0),
+                               result("lawm", 0.1, 0, 422.0)]):
         workdir = tmp_path / f"run{n}"
         workdir.mkdir()
         (workdir / "results.json").write_text(json.dumps(entry))
         raw_results.add(tmp_path / "raw", workdir)
     lines = report.table(tmp_path / "raw").splitlines()
-    assert len(lines) == 4
-    one, five = (line for line in lines if "%" in line.split("|")[3])
+    assert len(lines) == 5
+    one, five, ten = (line for line in lines if "%" in line.split("|")[3])  # by number
     assert "| 1% | 333 ± 7 | - | - | 444 ± 7 | 348 | 0.100 (20%) |" in one
     assert "| 5% | 411 ± 7 | 222 ± 7 | 189 ± 10 | 444 ± 7 | 348 |" in five
+    assert "| 10% | 422 ± 7 |" in ten
     report.plot(tmp_path / "raw", tmp_path / "bars.png")
     assert (tmp_path / "bars.png").stat().st_size > 5000
 
