@@ -65,9 +65,7 @@ def train_steps(config: Any, mesh: Mesh, abstract: bool = False) -> list[TrainSt
         return step(name, made, state, None, settings.rows)
 
     loss = imitation.latent_policy_loss(program.policy, program.model)
-    distil = functools.partial(imitation.make_step, imitation.distillation_loss(
-        program.cloner, program.model, program.decoder
-    ))
+    distil = imitation.distillation_loss(program.cloner, program.model, program.decoder)
     return [
         step(
             "lapo_stage1", learner.make_step(program.model, program.latent_action, mesh.size),
@@ -87,7 +85,8 @@ def train_steps(config: Any, mesh: Mesh, abstract: bool = False) -> list[TrainSt
             program.supervised_idm, 3 * FRAME[2],
         ),
         step(
-            "lapo_distillation", distil(program.distillation, mesh.size, many=True),
+            "lapo_distillation",
+            imitation.make_step(distil, program.distillation, mesh.size, many=True),
             distilled, frozen | decoded, program.distillation.rows,
         ),
         decoder_step(config, mesh, abstract),

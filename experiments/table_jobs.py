@@ -21,6 +21,8 @@ ORACLES = (
     *(name for name, method in METHODS.items() if not method.unlabelled),
     *(name for name, method in BASELINES.items() if not method.inverse_dynamics),
 )
+# Keys that every job of the control suite has its own value of.
+OF_A_JOB = {"method", "data.label_fraction", "seed"}
 
 
 def jobs_of(config: ConfigDict, workdir: Path) -> list[Job]:
@@ -63,6 +65,8 @@ def _check(config: ConfigDict) -> None:
         raise InputError(
             f"dmc.settings has '{wrong[0]}'; choose from {', '.join((*METHODS, *BASELINES))}"
         )
+    if wrong := sorted({key for _, key, _ in config.dmc.settings} & OF_A_JOB):
+        raise InputError(f"dmc.settings has '{wrong[0]}', which tells jobs apart; leave it out")
     if wrong := sorted(set(config.dmc.oracles) - set(ORACLES)):
         raise InputError(f"dmc.oracles has '{wrong[0]}'; choose from {', '.join(ORACLES)}")
 

@@ -200,6 +200,9 @@ def test_a_job_is_what_a_user_would_type():
     config.dmc.settings = (("c_lap", "agent.pryor", 0.2),)
     with pytest.raises(InputError, match="agent.prior"):
         table_jobs.jobs_of(config, RUNS)
+    config.dmc.settings = (("c_lap", "seed", 5),)  # would run under another seed's name
+    with pytest.raises(InputError, match="dmc.settings has 'seed', which tells jobs apart"):
+        table_jobs.jobs_of(config, RUNS)
     config.dmc.settings = ()
     config.dmc.lawm_rows = ((0.2, 1, 11),)
     changed = {job.name: job for job in table_jobs.jobs_of(config, RUNS)}
