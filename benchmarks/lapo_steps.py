@@ -15,7 +15,7 @@ from lawm_jax.data.frames import FrameArrays, FrameShards, FrameWindows, shard_f
 from lawm_jax.envs.procgen import FRAME, NUM_ACTIONS
 from lawm_jax.lapo import decode, imitation, learner
 from lawm_jax.lapo.online import Online
-from lawm_jax.lapo.program import TRAININGS, Program, check_rows, resolve
+from lawm_jax.lapo.program import TRAININGS, Program, check_rows, distilled, resolve
 from lawm_jax.online import ppo
 
 FRAMES = 30_000  # on the devices where a step is run and not only compiled: speed is the same
@@ -40,7 +40,7 @@ def train_steps(config: Any, mesh: Mesh, abstract: bool = False) -> list[TrainSt
     stage1 = learner.init(program.model, program.latent_action, FRAME, 0)
     frozen = jax.tree.map(np.asarray, {"idm": stage1.params["idm"]})  # the state is donated
     stage2 = imitation.init(program.policy, program.latent_policy, FRAME, 0)
-    distilled, decoded = _distillation(program, jax.tree.map(np.asarray, stage2.params), config)
+    fresh, decoded = _distillation(program, jax.tree.map(np.asarray, stage2.params), config)
     streamed = not config.data.on_device
     frames = None
     if not streamed:
@@ -87,7 +87,7 @@ def train_steps(config: Any, mesh: Mesh, abstract: bool = False) -> list[TrainSt
         step(
             "lapo_distillation",
             imitation.make_step(distil, program.distillation, mesh.size, many=True),
-            distilled, frozen | decoded, program.distillation.rows,
+            fresh, frozen | decoded, program.distillation.rows,
         ),
         decoder_step(config, mesh, abstract),
         *(_ppo_step(f"ppo_update{name}", online, mesh, abstract, config.dtype)
@@ -97,11 +97,8 @@ def train_steps(config: Any, mesh: Mesh, abstract: bool = False) -> list[TrainSt
 
 def _distillation(program: Program, policy: Any, config: Any) -> tuple[Any, dict[str, Any]]:
     """A fresh state of a policy for each of the config's decoders, and what else is frozen."""
-    settings, count = program.distillation, len(config.decoder.labels)
-    head = imitation.init(program.cloner, settings, FRAME, 0).params["head"]
-    state = imitation.distillation_start(
-        policy, head, count, settings, 0, program.distilled_trunk
-    )
+    count = len(config.decoder.labels)
+    state = distilled(program, policy, count, FRAME, 0)
     size = program.model.idm.vq.latent_size
     decoder = decode.init(program.decoder, program.decoding, size, 0).params
     frozen = {"decoders": jax.tree.map(lambda x: np.stack([x] * count), decoder)}

@@ -52,7 +52,7 @@ from lawm_jax.data.frames import draw_steps, only_windows, shard_frames
 from lawm_jax.envs.procgen import FRAME, NUM_ACTIONS, Procgen, check_game
 from lawm_jax.errors import InputError
 from lawm_jax.lapo import decode, evaluate, imitation, learner, online
-from lawm_jax.lapo.program import Program, check_rows, resolve
+from lawm_jax.lapo.program import check_rows, distilled, resolve
 from lawm_jax.online.actor_critic import from_latent_policy
 
 ONLINE = ("online", "scratch")
@@ -162,21 +162,13 @@ def _initial_state(config: ConfigDict) -> dict[str, Any]:
             decoder = decode.init(program.decoder, program.decoding, size, seed)
             state[f"decoder_{count}"] = decoder
     if "distillation" in stages:
-        state["distillation"] = _distilled(program, state["latent_policy"].params, labels, seed)
+        state["distillation"] = distilled(
+            program, state["latent_policy"].params, len(labels), FRAME, seed
+        )
     for phase in ONLINE:
         if phase in stages:
             state[phase] = online.init(getattr(program, phase), FRAME, seed)
     return state
-
-
-def _distilled(
-    program: Program, policy: Any, labels: tuple[int, ...], seed: int
-) -> imitation.ImitationState:
-    """A policy of true actions for each number of labels, which begins as that latent policy."""
-    head = imitation.init(program.cloner, program.distillation, FRAME, seed).params["head"]
-    return imitation.distillation_start(
-        policy, head, len(labels), program.distillation, seed, program.distilled_trunk
-    )
 
 
 # ---- stages
@@ -306,7 +298,7 @@ def _distillation(job: Job, labels: tuple[int, ...]) -> None:
     program, state, merge = job.program, job.session.state, classes(job)
     policy = runner.local(state["latent_policy"]).params
     if not runner.step_of(state["distillation"]):
-        fresh = _distilled(program, policy, labels, job.run.config.seed)
+        fresh = distilled(program, policy, len(labels), FRAME, job.run.config.seed)
         state["distillation"] = runner.replicate(fresh, job.mesh)
     decoders = [runner.local(state[f"decoder_{count}"]).params for count in labels]
     trunk = {} if program.distilled_trunk else {"trunk": policy["trunk"]}

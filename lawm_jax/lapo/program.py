@@ -7,10 +7,12 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from lawm_jax.errors import InputError
+from lawm_jax.lapo import imitation
 from lawm_jax.lapo.decode import Decoder, DecoderConfig
 from lawm_jax.lapo.fdm import FDMConfig
 from lawm_jax.lapo.idm import InverseDynamics
-from lawm_jax.lapo.learner import LatentActionModel
+from lawm_jax.lapo.imitation import ImitationState
+from lawm_jax.lapo.learner import LatentActionModel, Params
 from lawm_jax.lapo.online import Online, Supervision
 from lawm_jax.lapo.optimiser import TrainingConfig
 from lawm_jax.lapo.vq import VQConfig
@@ -76,6 +78,16 @@ def resolve(config: ConfigDict, frame_shape: tuple[int, int, int], actions: int)
             _ppo(config.expert), None,
         ),
         **training,
+    )
+
+
+def distilled(
+    program: Program, policy: Params, decoders: int, frame_shape: tuple[int, int, int], seed: int
+) -> ImitationState:
+    """A fresh state of a policy of true actions for each decoder, begun as that latent policy."""
+    head = imitation.init(program.cloner, program.distillation, frame_shape, seed).params["head"]
+    return imitation.distillation_start(
+        policy, head, decoders, program.distillation, seed, program.distilled_trunk
     )
 
 
