@@ -26,7 +26,7 @@ LABELS = 4096
 def train_steps(config: Any, mesh: Mesh, abstract: bool = False) -> list[TrainStep]:
     """Stage 1, what learns from its windows besides, the decoder, PPO from scratch and online.
 
-    A distillation step is that of all the config's decoders.
+    A distillation step is that of all decoders that the config distils.
 
     Streamed windows are the same on any number of devices, and no two of them alike.
 
@@ -40,7 +40,7 @@ def train_steps(config: Any, mesh: Mesh, abstract: bool = False) -> list[TrainSt
     stage1 = learner.init(program.model, program.latent_action, FRAME, 0)
     frozen = jax.tree.map(np.asarray, {"idm": stage1.params["idm"]})  # the state is donated
     stage2 = imitation.init(program.policy, program.latent_policy, FRAME, 0)
-    fresh, decoded = _distillation(program, jax.tree.map(np.asarray, stage2.params), config)
+    fresh, decoded = _distillation(program, jax.tree.map(np.asarray, stage2.params))
     streamed = not config.data.on_device
     frames = None
     if not streamed:
@@ -95,10 +95,10 @@ def train_steps(config: Any, mesh: Mesh, abstract: bool = False) -> list[TrainSt
     ]  # fmt: skip
 
 
-def _distillation(program: Program, policy: Any, config: Any) -> tuple[Any, dict[str, Any]]:
-    """A fresh state of a policy for each of the config's decoders, and what else is frozen."""
-    count = len(config.decoder.labels)
-    state = distilled(program, policy, count, FRAME, 0)
+def _distillation(program: Program, policy: Any) -> tuple[Any, dict[str, Any]]:
+    """A fresh state of a policy for each decoder that is distilled, and what else is frozen."""
+    count = len(program.distilled_labels)
+    state = distilled(program, policy, FRAME, 0)
     size = program.model.idm.vq.latent_size
     decoder = decode.init(program.decoder, program.decoding, size, 0).params
     frozen = {"decoders": jax.tree.map(lambda x: np.stack([x] * count), decoder)}

@@ -63,7 +63,8 @@ def get_config(arg: str = "bigfish") -> Config:
     config.supervised_idm = _training(50_000, 3e-4, start=0.1, end=0.01, warmup=50)
     config.decoder = _decoder()
     config.distillation = _training(10_000, 2e-4, start=0.01, end=0.0, warmup=1000)
-    # learn a trunk for each decoder too, from the latent policy's on; time and memory of a step are
+    config.distillation.labels = ()  # whose decoders are distilled, of decoder.labels; () is all
+    # learn a trunk for each of them too, from the latent policy's on; time and memory of a step are
     # so many times as much
     config.distillation.trunk = False
     config.online = _online()
@@ -291,8 +292,9 @@ def _small(config: Config) -> None:
     config.supervised_idm.learning_rate = 1e-3
     config.decoder.labels, config.decoder.calibrate = (16, 64, 256, 1024, 4096), True
     config.stages = config.stages.replace("decoder", "decoder,distillation")
-    config.distillation.steps, config.distillation.learning_rate = 1500, 1e-3
-    config.distillation.warmup_steps = 100
+    distillation = config.distillation
+    distillation.labels, distillation.trunk = (256,), True
+    distillation.steps, distillation.learning_rate, distillation.warmup_steps = 4000, 1e-3, 100
     for ppo in (config.online, config.scratch):
         ppo.frames, ppo.envs = 102_400, 32
     online, end = config.online, (102_400.0, 0.0)
@@ -319,6 +321,7 @@ def _tiny(config: Config) -> None:
     for name in ("latent_action", "latent_policy", "cloning", "supervised_idm", "distillation"):
         config[name].steps, config[name].rows, config[name].warmup_steps = 40, 16, 5
     config.decoder.labels, config.decoder.units, config.decoder.steps = (8, 32), (16,), 40
+    config.distillation.labels, config.distillation.trunk = (), False
     for ppo in (config.online, config.scratch, config.expert):
         ppo.frames, ppo.envs, ppo.horizon, ppo.minibatches = 512, 8, 16, 2
     online = config.online

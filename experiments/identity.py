@@ -17,6 +17,7 @@ LATER = {
     "expert_policy.pool": False,
     "decoder.calibrate": False,
     "distillation.trunk": False,
+    "distillation.labels": [],
     "td3_bc.critic_layer_norm": False,
 }
 # Keys that went, with the value that is now the only one.

@@ -7,10 +7,10 @@ dynamics with a codebook between them, from frames alone), latent_policy (clones
 actions), cloning (behaviour cloning on all true actions) and supervised_idm as references, decoder
 (true actions from latent ones by a few labels, one decoder for each of decoder.labels),
 distillation (not the paper's: the latent policy's features, or with distillation.trunk the whole
-of it, learn what each decoder makes of all frames' latents), online (the latent policy decoded in
-the game, by a decoder of what it meets there and by PPO) and scratch (PPO alone). Each policy is
-played in the game when its training ends, the last two also on the way; normalised returns have the
-random policy at 0 and the data's at 1.
+of it, learn what the decoders of distillation.labels make of all frames' latents), online (the
+latent policy decoded in the game, by a decoder of what it meets there and by PPO) and scratch (PPO
+alone). Each policy is played in the game when its training ends, the last two also on the way;
+normalised returns have the random policy at 0 and the data's at 1.
 
 --config.pretrained=WORKDIR takes over those of the first four stages that another run has finished
 with the same settings; WORKDIR,WORKDIR each from the first that has it. The paper's ablations:
@@ -108,7 +108,7 @@ def main(run: launch.Run) -> None:
     if "decoder" in stages:
         _decoders(job, labels)
     if "distillation" in stages:
-        _distillation(job, labels)
+        _distillation(job)
     if "online" in stages:
         _online(job)
     if "scratch" in stages:
@@ -162,9 +162,8 @@ def _initial_state(config: ConfigDict) -> dict[str, Any]:
             decoder = decode.init(program.decoder, program.decoding, size, seed)
             state[f"decoder_{count}"] = decoder
     if "distillation" in stages:
-        state["distillation"] = distilled(
-            program, state["latent_policy"].params, len(labels), FRAME, seed
-        )
+        policy = state["latent_policy"].params
+        state["distillation"] = distilled(program, policy, FRAME, seed)
     for phase in ONLINE:
         if phase in stages:
             state[phase] = online.init(getattr(program, phase), FRAME, seed)
@@ -293,12 +292,13 @@ def _decoders(job: Job, labels: tuple[int, ...]) -> None:
         )
 
 
-def _distillation(job: Job, labels: tuple[int, ...]) -> None:
-    """Stage 3 offline in another way: policies of what the decoders make of all frames' latents."""
+def _distillation(job: Job) -> None:
+    """Stage 3 offline in another way: policies of what decoders make of all frames' latents."""
     program, state, merge = job.program, job.session.state, classes(job)
+    labels = program.distilled_labels
     policy = runner.local(state["latent_policy"]).params
     if not runner.step_of(state["distillation"]):
-        fresh = distilled(program, policy, len(labels), FRAME, job.run.config.seed)
+        fresh = distilled(program, policy, FRAME, job.run.config.seed)
         state["distillation"] = runner.replicate(fresh, job.mesh)
     decoders = [runner.local(state[f"decoder_{count}"]).params for count in labels]
     trunk = {} if program.distilled_trunk else {"trunk": policy["trunk"]}

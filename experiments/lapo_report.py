@@ -92,7 +92,7 @@ def report(job: Job, about_data: Mapping[str, Any]) -> None:
     if "distillation" in phases:
         results["offline_distillation"] = [
             {"labels": count, **normalised(_of_labels(phases["distillation"], count))}
-            for count in job.run.config.decoder.labels
+            for count in job.program.distilled_labels
         ]
     for phase, key in CURVES.items():
         if phase in phases:

@@ -195,8 +195,8 @@ def test_frames_may_be_streamed(ablation, finished):
     assert [fresh[0][name] for name in names] == [fresh[1][name] for name in names]
 
 
-def assert_trunks_were_learned(results, workdir):
-    """Every distilled policy has its own, which is not the latent policy's any more."""
+def assert_its_trunk_was_learned(results, workdir):
+    """The one distilled policy has its own, which is not the latent policy's any more."""
     config = ConfigDict(results["config"])
     sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     template = jax.tree.map(
@@ -208,8 +208,8 @@ def assert_trunks_were_learned(results, workdir):
     trunks = jax.tree.leaves(state["distillation"].params["trunk"])
     for own, before in zip(trunks, jax.tree.leaves(state["latent_policy"].params["trunk"]),
                            strict=True):
-        first, second = np.asarray(own)
-        assert (first != before).any() and (second != before).any() and (first != second).any()
+        (learned,) = np.asarray(own)
+        assert (learned != before).any()
 
 
 def test_stages_of_another_run_are_taken(place, finished):
@@ -218,7 +218,7 @@ def test_stages_of_another_run_are_taken(place, finished):
     args = (
         f"--config.pretrained={finished[0]}/", "--config.cloning.steps=10",
         "--config.stages=latent_action,latent_policy,cloning,decoder,distillation",
-        "--config.distillation.trunk=true",  # which it had not there
+        "--config.distillation.trunk=true", "--config.distillation.labels=(16,)",  # not so there
     )
     code, output, error = finish(start(place, "taken", *args))
     assert code == 0, error
@@ -230,8 +230,8 @@ def test_stages_of_another_run_are_taken(place, finished):
         assert results[name] == whole[name]
     of = lambda path: [r for r in read_log(path) if r["phase"].startswith(("latent", "decoder"))]
     assert of(workdir) == of(finished[0])
-    assert [row["labels"] for row in results["offline_distillation"]] == list(LABELS)
-    assert_trunks_were_learned(results, workdir)
+    assert [row["labels"] for row in results["offline_distillation"]] == [16]
+    assert_its_trunk_was_learned(results, workdir)
 
     code, output, error = finish(start(
         place, "put_together", f"--config.pretrained={workdir},{finished[0]}",

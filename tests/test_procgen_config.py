@@ -74,6 +74,7 @@ def test_an_unknown_game_or_preset_is_refused():
     ("dtype", "float16", "choose float32 or bfloat16"),
     ("decoder.labels", (), "one or more numbers of labelled transitions"),
     ("decoder.labels", (0, 8), "each >= 1"),
+    ("distillation.labels", (8, 64), "distillation.labels names 64, which no decoder has"),
     ("evaluation.merge", (0, 1), "has 2 numbers; the game has 15"),
     ("fdm.levels", 5, "fdm.levels needs frames whose sides 128 divides; these have 64 x 64"),
     ("policy.blocks", (1, 2), "policy.blocks has 2 numbers and policy.channels 1; each stage"),

@@ -42,6 +42,7 @@ class Program(NamedTuple):
     decoder: Decoder
     decoding: DecoderConfig
     distillation: TrainingConfig
+    distilled_labels: tuple[int, ...]
     distilled_trunk: bool
     online: Online
     scratch: Online
@@ -70,6 +71,7 @@ def resolve(config: ConfigDict, frame_shape: tuple[int, int, int], actions: int)
         inverse=FrameNetwork(idm_encoder, actions),
         decoder=Decoder(tuple(config.decoder.units), actions),
         decoding=_decoder(config.decoder, epochs=0),
+        distilled_labels=tuple(config.distillation.labels or config.decoder.labels),
         distilled_trunk=config.distillation.trunk,
         online=_online(config, encoder, vq, actions),
         scratch=Online(ActorCritic(encoder, actions), _ppo(config.scratch), None),
@@ -82,12 +84,16 @@ def resolve(config: ConfigDict, frame_shape: tuple[int, int, int], actions: int)
 
 
 def distilled(
-    program: Program, policy: Params, decoders: int, frame_shape: tuple[int, int, int], seed: int
+    program: Program, policy: Params, frame_shape: tuple[int, int, int], seed: int
 ) -> ImitationState:
-    """A fresh state of a policy of true actions for each decoder, begun as that latent policy."""
+    """A fresh state of a policy of true actions for each decoder that is distilled.
+
+    They begin as that latent policy.
+    """
     head = imitation.init(program.cloner, program.distillation, frame_shape, seed).params["head"]
     return imitation.distillation_start(
-        policy, head, decoders, program.distillation, seed, program.distilled_trunk
+        policy, head, len(program.distilled_labels), program.distillation, seed,
+        program.distilled_trunk,
     )
 
 
@@ -155,6 +161,13 @@ def _check(config: ConfigDict, frame_shape: tuple[int, int, int], actions: int) 
         raise InputError(
             f"decoder.labels is {tuple(config.decoder.labels)}; it must name one or more numbers "
             "of labelled transitions, each >= 1"
+        )
+    stages = {stage.strip() for stage in config.stages.split(",")}
+    missing = sorted({*config.distillation.labels} - {*config.decoder.labels})
+    if missing and "distillation" in stages:
+        raise InputError(
+            f"distillation.labels names {missing[0]}, which no decoder has: decoder.labels is "
+            f"{tuple(config.decoder.labels)}; name some of those, or () for all"
         )
     _check_sizes(config, frame_shape)
     _check_counts(config)
