@@ -1,8 +1,11 @@
 """Small frames, models and settings that the tests of lawm_jax.lapo share."""
 
+import jax
 import numpy as np
 
+from lawm_jax import runner
 from lawm_jax.data.frames import FrameArrays
+from lawm_jax.lapo.decode import DecoderConfig
 from lawm_jax.lapo.fdm import FDMConfig
 from lawm_jax.lapo.idm import InverseDynamics
 from lawm_jax.lapo.learner import LatentActionModel
@@ -19,6 +22,8 @@ TRAINING = TrainingConfig(
     steps=20, rows=8, shift=0, learning_rate=1e-3, learning_rate_start=0.1, learning_rate_end=0.01,
     warmup_steps=2, weight_decay=0.01, gradient_clip=2.0,
 )
+DECODER = DecoderConfig(units=(16,), steps=150, epochs=40, rows=32, learning_rate=1e-2,
+                        weight_decay=0.0, label_smoothing=0.0)
 
 
 def make_model(published=True, **changes):
@@ -66,3 +71,10 @@ def moving_dots(dots=1, episodes=40, length=30, seed=0):
         np.zeros(episodes * (length + 1), np.float32),
         np.repeat(np.arange(episodes), length + 1).astype(np.int32),
     )
+
+
+def run(step, state, shared, sharded, steps):
+    """Runs so many train steps on one device; returns (state, metrics of the last call)."""
+    mesh = runner.make_mesh(jax.devices()[:1])
+    state, metrics = runner.data_parallel(step, mesh)(state, shared, sharded, steps=steps)
+    return jax.device_get((state, metrics))
