@@ -23,17 +23,19 @@ PRESETS = ("default", "tiny", "large")
 def get_config(arg: str = "cheetah_run") -> ml_collections.ConfigDict:
     """Parses "task[,dataset][,preset]" and returns a locked config with every key declared."""
     task, *rest = [part.strip() for part in arg.split(",")]
-    dataset, preset = "medium_replay", "default"
-    for part in rest:
-        if part in DATASETS:
-            dataset = part
-        elif part in PRESETS:
-            preset = part
-        else:
-            raise ValueError(
-                f"configs/dmc.py: '{part}' is neither a dataset ({', '.join(DATASETS)}) "
-                f"nor a preset ({', '.join(PRESETS)})"
-            )
+    if unknown := [part for part in rest if part not in (*DATASETS, *PRESETS)]:
+        raise ValueError(
+            f"configs/dmc.py: '{unknown[0]}' is neither a dataset ({', '.join(DATASETS)}) "
+            f"nor a preset ({', '.join(PRESETS)})"
+        )
+    chosen = lambda names, default: [part for part in rest if part in names] or [default]
+    (dataset, *more), (preset, *others) = (
+        chosen(DATASETS, "medium_replay"), chosen(PRESETS, "default")
+    )
+    if several := more or others:
+        raise ValueError(
+            f"configs/dmc.py: '{several[0]}' is one too many; name one dataset and one preset"
+        )
 
     config = ml_collections.ConfigDict()
     config.task = task
@@ -122,9 +124,9 @@ def _agent() -> ml_collections.ConfigDict:
     agent.epsilon = 2.0  # support: standard deviations of the latent-action prior
     agent.discount = 0.99
     agent.lambda_ = 0.95
-    agent.entropy = 0.2  # weight of the policy's entropy, in reward a step
+    agent.entropy = 0.05  # weight of the policy's entropy, in reward a step
     agent.action_entropy = 0.02  # takes the place of entropy and prior in a plain Dreamer
-    agent.prior = 0.2  # weight of log p(u | s); as large as entropy, the two are a KL to the prior
+    agent.prior = 0.05  # weight of log p(u | s); as large as entropy, the two are a KL to the prior
     # weight of the standard deviation of the value networks at the state arrived at, taken off the
     # imagined reward, so that the policy keeps to where they agree
     agent.disagreement = 0.0

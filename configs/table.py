@@ -20,6 +20,23 @@ GAMES = (
     "bigfish", "bossfight", "caveflyer", "chaser", "climber", "coinrun", "dodgeball", "fruitbot",
     "heist", "jumper", "leaper", "maze", "miner", "ninja", "plunder", "starpilot",
 )
+# (method, label fraction or None for all, key of configs/dmc.py, value): what sets jobs apart from
+# the preset. Other values than those of kept results need a --workdir and --results of their own.
+SETTINGS = (
+    # LayerNorm in the critics, which diverge without it here where labels are few
+    ("td3_bc", None, "td3_bc.critic_layer_norm", True),
+    ("idm_td3_bc", None, "td3_bc.critic_layer_norm", True),
+    # LAWM's weight of KL[u], 1, and its weaker pull to the prior did not help C-LAP where tried.
+    ("c_lap", None, "world_model.latent_kl_weight", 0.3),
+    ("c_lap", None, "agent.prior", 0.2),
+    ("c_lap", None, "agent.entropy", 0.2),
+    # The preset's 8 windows with actions would pass over four trajectories 256 times.
+    ("lawm", 0.01, "world_model.labelled_rows", 2),
+    ("lawm", 0.01, "world_model.unlabelled_rows", 30),
+    # The weaker pull came later and has not been run at 1%.
+    ("lawm", 0.01, "agent.prior", 0.2),
+    ("lawm", 0.01, "agent.entropy", 0.2),
+)
 Config = ml_collections.ConfigDict
 
 
@@ -45,15 +62,7 @@ def _dmc() -> Config:
     dmc.rows = (*(f"{task}/medium_replay" for task in TASKS), "walker_walk/plan2explore")
     dmc.methods = ("lawm", "c_lap", "idm_td3_bc", "td3_bc", "bc")
     dmc.oracles = ("c_lap", "td3_bc")  # which see all actions
-    # LayerNorm in the critics of both TD3+BCs, which diverge without it here where labels are few.
-    # Another value needs a --workdir and --results of its own.
-    dmc.critic_layer_norm = True
-    # (method, key of configs/dmc.py, value): what sets a method apart from the preset. LAWM's
-    # weight of KL[u], 1, did not help C-LAP on the two tasks that it was tried on.
-    dmc.settings = (("c_lap", "world_model.latent_kl_weight", 0.3),)
-    # LAWM's windows with and without actions a batch at some label fractions; at others the
-    # preset's, which would pass over four trajectories 256 times (tried: results/README.md).
-    dmc.lawm_rows = ((0.01, 2, 30),)
+    dmc.settings = SETTINGS
     dmc.label_fractions = (0.05, 0.01)
     dmc.seeds = (0,)
     # rows with further seeds of everything
@@ -77,6 +86,11 @@ def _lapo() -> Config:
     lapo.methods = ("lapo",)  # lapo | lapo_without_vq
     # of experiments.lapo; "" takes the preset's, which decode online as well: half an hour more
     lapo.stages = "latent_action,latent_policy,cloning,supervised_idm,decoder,distillation"
+    # (key of configs/procgen.py, value): every decoder distilled on the latent policy's own trunk,
+    # which takes minutes; the preset's, of one decoder with a trunk of its own, came later
+    lapo.settings = (
+        ("distillation.labels", ()), ("distillation.trunk", False), ("distillation.steps", 1500),
+    )
     lapo.seeds = (0,)
     return lapo
 
@@ -84,12 +98,11 @@ def _lapo() -> Config:
 def _paper(config: Config) -> None:
     dmc = config.dmc
     dmc.preset = "large"
-    dmc.critic_layer_norm = False  # as published
-    dmc.settings = dmc.lawm_rows = ()
+    dmc.settings = ()  # as published
     dmc.rows = tuple(f"{task}/{dataset}" for task in TASKS for dataset in DATASETS)
     dmc.seeds = (0, 1, 2, 3, 4)
     dmc.repeated_rows = ()
-    config.lapo.preset, config.lapo.stages = "published", ""
+    config.lapo.preset, config.lapo.stages, config.lapo.settings = "published", "", ()
     config.lapo.games = GAMES
     config.lapo.methods = ("lapo", "lapo_without_vq")
     config.lapo.seeds = (0, 1, 2)
@@ -102,5 +115,5 @@ def _tiny(config: Config) -> None:
     dmc.methods, dmc.oracles = ("td3_bc",), ()
     dmc.label_fractions = (0.2,)
     dmc.repeated_rows = dmc.curve_rows = ()
-    config.lapo.preset, config.lapo.stages = "tiny", ""
+    config.lapo.preset, config.lapo.stages, config.lapo.settings = "tiny", "", ()
     config.lapo.games = ()

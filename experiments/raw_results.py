@@ -71,6 +71,7 @@ def add(directory: Path, workdir: Path) -> list[Path]:
     result = json.loads(source.read_text())
     if "evaluation" not in result and not is_lapo(result):
         raise InputError(f"{source} is not the result of a policy that was evaluated")
+    read(directory, is_lapo(result))  # so that none of the other kind joins it
     targets = {directory / file_name(one): one for one in of_seeds(result)}
     for target, one in targets.items():
         kept = json.loads(target.read_text()) if target.exists() else None
@@ -124,9 +125,31 @@ def of_seeds(result: Result) -> list[Result]:
     ]
 
 
-def read(directory: Path) -> list[Result]:
-    """All raw results of a directory; none where it is missing."""
-    return [json.loads(path.read_text()) for path in sorted(directory.glob("*.json"))]
+def read(directory: Path, lapo: bool = False) -> list[Result]:
+    """All raw results of a directory; none where it is missing.
+
+    lapo: those of experiments.lapo, which have a directory of their own; else of the control suite.
+
+    Raises:
+      InputError: a file that is damaged, or of the other kind, or has what another one has.
+    """
+    results: dict[str, tuple[Path, Result]] = {}
+    for path in sorted(directory.glob("*.json")):
+        try:
+            result = json.loads(path.read_text())
+            name, of_lapo = file_name(result), is_lapo(result)
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise InputError(
+                f"{path} is no whole result of a run ({type(error).__name__}: {error}); put it "
+                "back, or remove it"
+            ) from error
+        if of_lapo != lapo:
+            kind = "is of LAPO, and the others are not" if of_lapo else "is not of LAPO"
+            raise InputError(f"{path} {kind}; keep it in another directory")
+        if name in results:
+            raise InputError(f"{path} and {results[name][0]} are results of one run; remove one")
+        results[name] = path, result
+    return [result for _, result in results.values()]
 
 
 def read_cells(directory: Path) -> Cells:

@@ -134,7 +134,10 @@ def _todo(jobs: list[Job], failed: list[str], place: Place) -> list[Job]:
     Raw results that were kept count as well, so that a fresh clone repeats none of them. A job
     whose result could not be kept, as one of another configuration has its name, has failed.
     """
-    kept = {group: raw_results.read(place.results / group) for group in {j.group for j in jobs}}
+    kept = {
+        group: raw_results.read(place.results / group, lapo=group == "lapo")
+        for group in {job.group for job in jobs}
+    }
     todo = []
     for job in jobs:
         if any(same_config(result["config"], job.config) for result in kept[job.group]):

@@ -67,7 +67,7 @@ def write_lapo(results: Path, out: Path) -> list[Path]:
       InputError: the results on a game come from different data, or from policies that were sampled
         at different temperatures.
     """
-    found = read(results)
+    found = read(results, lapo=True)
     fingerprints, temperatures = defaultdict(set), defaultdict(set)
     for result in found:
         game = result["config"]["task"]

@@ -12,6 +12,7 @@ from experiments import command_line
 from experiments.methods import experiment_of
 from experiments.raw_results import LAPO_METHODS
 from experiments.sweep import Job
+from lawm_jax.config_checks import check_whole_numbers
 from lawm_jax.errors import InputError
 from lawm_jax.lawm.methods import METHODS
 from lawm_jax.offline.methods import BASELINES
@@ -21,8 +22,12 @@ ORACLES = (
     *(name for name, method in METHODS.items() if not method.unlabelled),
     *(name for name, method in BASELINES.items() if not method.inverse_dynamics),
 )
-# Keys that every job of the control suite has its own value of.
-OF_A_JOB = {"method", "data.label_fraction", "seed"}
+# Keys by which jobs of the control suite, or of LAPO, and their results are told apart.
+OF_A_JOB = {
+    "method", "data.label_fraction", "seed", "num_seeds", "agent.seed", "data.name",
+    "data.trajectories", "world_model.pretrained",
+}
+OF_A_LAPO_JOB = {"seed", "stages", "vq.enabled", "data.name", "data.train_frames", "pretrained"}
 
 
 def jobs_of(config: ConfigDict, workdir: Path) -> list[Job]:
@@ -32,7 +37,7 @@ def jobs_of(config: ConfigDict, workdir: Path) -> list[Job]:
 
     Raises:
       InputError: an unknown row, method, preset or game, an oracle that has none, a fraction
-        outside (0, 1], rows that are no triple or a seed below 0.
+        outside (0, 1], settings that cannot be or a seed below 0.
     """
     _check(config)
     jobs = {job.name: job for job in (*_control(config.dmc), *_lapo(config.lapo))}
@@ -51,21 +56,25 @@ def _check(config: ConfigDict) -> None:
     for section, key in (
         ("dmc", "seeds"), ("dmc", "repeated_seeds"), ("dmc", "agent_seeds"), ("lapo", "seeds")
     ):
-        if below := [x for x in config[section][key] if x < 0]:
-            raise InputError(f"{section}.{key} has {below[0]}; seeds are at least 0")
+        check_whole_numbers(config[section][key], f"{section}.{key}", at_least=0)
     for key in ("label_fractions", "curve_fractions"):
-        if wrong := [x for x in config.dmc[key] if not 0.0 < x <= 1.0]:
-            raise InputError(f"dmc.{key} has {wrong[0]}; it must be in (0, 1]")
-    for key, form in (
-        ("lawm_rows", "label fraction, rows, rows"), ("settings", "method, key, value")
-    ):
-        if wrong := [x for x in config.dmc[key] if not isinstance(x, tuple) or len(x) != 3]:
-            raise InputError(f"dmc.{key} has {wrong[0]}; write (({form}), ...)")
-    if wrong := sorted({name for name, *_ in config.dmc.settings} - {*METHODS, *BASELINES}):
+        for x in config.dmc[key]:
+            if not isinstance(x, (int, float)) or not 0.0 < x <= 1.0:
+                raise InputError(f"dmc.{key} has {x!r}; it must be in (0, 1]")
+    settings = config.dmc.settings
+    forms = {"dmc": ("method", "label fraction or None", "key", "value"), "lapo": ("key", "value")}
+    for section, form in forms.items():
+        for x in config[section].settings:
+            if not isinstance(x, tuple) or len(x) != len(form):
+                form = f"(({', '.join(form)}), ...)"
+                raise InputError(f"{section}.settings has {x!r}; write {form}")
+    if wrong := sorted({key for key, _ in config.lapo.settings} & OF_A_LAPO_JOB):
+        raise InputError(f"lapo.settings has '{wrong[0]}', which tells jobs apart; leave it out")
+    if wrong := sorted({name for name, *_ in settings} - {*METHODS, *BASELINES}):
         raise InputError(
             f"dmc.settings has '{wrong[0]}'; choose from {', '.join((*METHODS, *BASELINES))}"
         )
-    if wrong := sorted({key for _, key, _ in config.dmc.settings} & OF_A_JOB):
+    if wrong := sorted({key for *_, key, _ in settings} & OF_A_JOB):
         raise InputError(f"dmc.settings has '{wrong[0]}', which tells jobs apart; leave it out")
     if wrong := sorted(set(config.dmc.oracles) - set(ORACLES)):
         raise InputError(f"dmc.oracles has '{wrong[0]}'; choose from {', '.join(ORACLES)}")
@@ -94,13 +103,10 @@ def _control_job(dmc: ConfigDict, row: str, method: str, fraction: float, seed: 
     if not dataset:
         raise InputError(f"dmc.rows has '{row}'; write TASK/DATASET, as walker_walk/medium_replay")
     settings = {"method": method, "data.label_fraction": fraction, "seed": seed}
-    if dmc.critic_layer_norm and method in BASELINES and BASELINES[method].critics:
-        settings["td3_bc.critic_layer_norm"] = True
-    settings |= {key: value for name, key, value in dmc.settings if name == method}
-    if method == "lawm":
-        for _, labelled, unlabelled in (x for x in dmc.lawm_rows if x[0] == fraction):
-            settings["world_model.labelled_rows"] = labelled
-            settings["world_model.unlabelled_rows"] = unlabelled
+    settings |= {
+        key: value for name, of, key, value in dmc.settings
+        if name == method and of in (None, fraction)
+    }
     chosen = f"configs/dmc.py:{task},{dataset}" + ("" if preset == "default" else f",{preset}")
     name = f"{task}_{dataset}_{preset}_{method}_{100 * fraction:g}pct_seed{seed}"
     return _job(name, experiment_of(method), _flags(chosen, settings), "dmc")
@@ -128,6 +134,7 @@ def _lapo(lapo: ConfigDict) -> Iterator[Job]:
                 settings = {**LAPO_METHODS[method], "seed": seed}
                 if lapo.stages:
                     settings["stages"] = lapo.stages
+                settings |= dict(lapo.settings)
                 chosen = f"configs/procgen.py:{game},{lapo.preset}"
                 name = f"{game}_{lapo.preset}_{method}_seed{seed}"
                 yield _job(name, "lapo", _flags(chosen, settings), "lapo")

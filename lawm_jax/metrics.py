@@ -12,7 +12,7 @@ from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event
 from tensorboardX.proto.summary_pb2 import Summary
 
-from lawm_jax.errors import TrainingError
+from lawm_jax.errors import InputError, TrainingError, first_line
 
 
 def check_finite(phase: str, metrics: Mapping[str, Any], first_step: int) -> None:
@@ -44,14 +44,22 @@ class MetricLogger:
     workdir: the run's work directory.
     position: what `position()` returned when the checkpoint that the run continues from was saved:
       everything logged after it is dropped, so that no step appears twice. None starts afresh.
+
+    Raises InputError where the file lacks what was logged before it: results are made of it.
     """
 
     def __init__(self, workdir: epath.PathLike, position: Mapping[str, int] | None = None) -> None:
         workdir = epath.Path(workdir)
         workdir.mkdir(parents=True, exist_ok=True)
         path = workdir / "metrics.jsonl"
-        kept = path.read_bytes()[: position["bytes"]] if position and path.exists() else b""
-        kept = kept[: kept.rfind(b"\n") + 1]
+        kept, logged = b"", position["bytes"] if position else 0
+        if logged:
+            kept = path.read_bytes()[:logged] if path.exists() else b""
+            if len(kept) < logged:
+                raise InputError(
+                    f"{path} has {len(kept)} of the {logged} bytes that were logged when the "
+                    "checkpoint was saved: put it back, or start anew in another work directory"
+                )
         self._file = open(path, "ab", buffering=0)  # noqa: SIM115 - a kill loses nothing
         self._file.truncate(len(kept))
         self._file.seek(0, os.SEEK_END)
@@ -62,8 +70,8 @@ class MetricLogger:
         board.mkdir()
         # not SummaryWriter, whose thread dies on a full disk and whose queue then blocks for ever
         self._board = EventsWriter(str(board / "events"))
-        for line in kept.splitlines():
-            self._write_board(json.loads(line))
+        for record in _records(kept.decode(), path):
+            self._write_board(record)
 
     def log(self, step: int, phase: str, metrics: Mapping[str, Any]) -> None:
         """Logs scalars of one step of a phase ("world_model", "agent", "evaluation", ...)."""
@@ -73,8 +81,12 @@ class MetricLogger:
         self._write_board(record)
 
     def position(self) -> dict[str, int]:
-        """A JSON-able mark of what has been logged so far; save it with the checkpoint."""
+        """A JSON-able mark of what has been logged so far; save it with the checkpoint.
+
+        What it counts is on the disk: a power cut takes nothing that a checkpoint relies on.
+        """
         self._board.flush()
+        os.fsync(self._file.fileno())
         return {"bytes": self._file.tell()}
 
     def close(self) -> None:
@@ -93,6 +105,23 @@ class MetricLogger:
 
 
 def read_metrics(workdir: epath.PathLike) -> list[dict[str, Any]]:
-    """Reads metrics.jsonl: one dict a logged step, {"step", "phase", name: value}."""
-    lines = (epath.Path(workdir) / "metrics.jsonl").read_text().splitlines()
-    return [json.loads(line) for line in lines]
+    """Reads metrics.jsonl: one dict a logged step, {"step", "phase", name: value}.
+
+    Raises InputError where it is missing or damaged.
+    """
+    path = epath.Path(workdir) / "metrics.jsonl"
+    if not path.exists():
+        raise InputError(f"{path} is missing: results are made of it; put it back")
+    return _records(path.read_text(), path)
+
+
+def _records(text: str, path: epath.PathLike) -> list[dict[str, Any]]:
+    records = []
+    for number, line in enumerate(text.splitlines(), 1):
+        try:
+            records.append(json.loads(line))
+        except ValueError as error:
+            raise InputError(
+                f"{path}: line {number} is damaged ({first_line(error)}); put the file back"
+            ) from error
+    return records

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from lawm_jax.errors import TrainingError
+from lawm_jax.errors import InputError, TrainingError
 from lawm_jax.metrics import MetricLogger, check_finite, read_metrics
 
 
@@ -40,6 +40,21 @@ def test_one_object_a_step(tmp_path):
         ("world_model/kl", 0, 2.0),
         ("world_model/loss", 0, 1.5),
     ]
+
+
+@pytest.mark.parametrize("left", [None, 0, 10])
+def test_a_log_that_lost_records_is_not_continued(tmp_path, left):
+    """Results are made of it: they would lack what was lost."""
+    logger = MetricLogger(tmp_path)
+    logger.log(100, "world_model", {"loss": 1.0})
+    position = logger.position()
+    logger.close()
+    path = tmp_path / "metrics.jsonl"
+    whole = path.read_bytes()
+    path.write_bytes(whole[:left]) if left is not None else path.unlink()
+    with pytest.raises(InputError, match=f"has {left or 0} of the {len(whole)} bytes that were"):
+        MetricLogger(tmp_path, position)
+    assert not path.exists() if left is None else path.read_bytes() == whole[:left]
 
 
 def test_a_continued_run_logs_every_step_once(tmp_path):
@@ -77,8 +92,8 @@ def test_without_a_checkpoint_a_run_logs_afresh(tmp_path):
 def test_a_torn_last_line_is_dropped(tmp_path):
     logger = MetricLogger(tmp_path)
     logger.log(1, "agent", {"loss": 1.0})
-    logger.log(2, "agent", {"loss": 2.0})
     position = logger.position()
+    logger.log(2, "agent", {"loss": 2.0})
     logger.close()
     path = tmp_path / "metrics.jsonl"
     path.write_bytes(path.read_bytes()[:-5])  # a file system that lost the end in a power cut
@@ -86,6 +101,23 @@ def test_a_torn_last_line_is_dropped(tmp_path):
     logger.log(3, "agent", {"loss": 3.0})
     logger.close()
     assert [record["step"] for record in read_metrics(tmp_path)] == [1, 3]
+
+
+def test_a_damaged_log_is_not_continued(tmp_path):
+    logger = MetricLogger(tmp_path)
+    for step in range(3):
+        logger.log(step, "agent", {"loss": 1.0})
+    position = logger.position()
+    logger.close()
+    path = tmp_path / "metrics.jsonl"
+    lines = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(lines[0] + b"#" + lines[1][1:] + lines[2])
+    for read in (read_metrics, lambda workdir: MetricLogger(workdir, position)):
+        with pytest.raises(InputError, match=r"metrics.jsonl: line 2 is damaged \(Expecting"):
+            read(tmp_path)
+    path.unlink()
+    with pytest.raises(InputError, match="metrics.jsonl is missing"):
+        read_metrics(tmp_path)
 
 
 def test_finite_metrics_pass():

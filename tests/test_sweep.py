@@ -120,7 +120,8 @@ def test_raw_results_that_were_kept_are_not_run_again(tmp_path):
     (job,) = jobs("a")
     folder = tmp_path / "results" / "dmc"
     folder.mkdir(parents=True)
-    kept = {"config": {key: x for key, x in job.config.items() if key != "task"}}  # came later
+    config = {key: x for key, x in job.config.items() if key != "task"}  # which came later
+    kept = {"config": config, "seed": 0, "dataset": {"name": "walker_walk/some"}}
     (folder / "old.json").write_text(json.dumps(kept))
     assert sweep.run([job], place(tmp_path), 1, stub_sweep.command) == 0
     assert not place(tmp_path).log(job).exists()

@@ -9,7 +9,7 @@ import pytest
 from test_report import result
 
 from configs.table import get_config
-from experiments import table, table_figures, table_jobs, table_report
+from experiments import raw_results, table, table_figures, table_jobs, table_report
 from experiments.identity import same_config
 from lawm_jax.errors import InputError
 
@@ -115,7 +115,7 @@ def lapo_result(game, seed, returns, data=10.0, temperature=1.0):
             "task": game, "vq": {"enabled": True}, "evaluation": {"temperature": temperature}
         },
         "seed": seed,
-        "dataset": {"fingerprint": "one"},
+        "dataset": {"name": f"{game}/scripted", "fingerprint": "one"},
         "random_policy": {"return_mean": 0.0},
         "data_policy": {"return_mean": data},
         "behaviour_cloning": played(0.9 * data),
@@ -139,7 +139,8 @@ def test_lapo_curves_are_means_over_games_at_shared_label_counts(tmp_path):
     (path,) = table_figures.write_lapo(tmp_path, tmp_path)
     assert path.stat().st_size > 5000
     assert table_figures.write_lapo(tmp_path / "none", tmp_path) == []
-    other = results[1] | {"dataset": {"fingerprint": "another"}}
+    dataset = results[1]["dataset"] | {"fingerprint": "another"}
+    other = results[1] | {"seed": 2, "dataset": dataset}
     (tmp_path / "other.json").write_text(json.dumps(other))
     with pytest.raises(InputError, match="results on maze come from 2 different data sets"):
         table_figures.write_lapo(tmp_path, tmp_path)
@@ -168,6 +169,23 @@ def test_methods_of_lapo_are_compared_on_games_that_all_have():
 
 # ---- jobs
 
+@pytest.mark.parametrize(("content", "message"), [
+    ('{"config"', "is no whole result of a run"),
+    ("{}", "is no whole result of a run"),
+    ("[]", "is no whole result of a run"),
+    (None, "are results of one run; remove one"),
+    ("lapo", "is of LAPO, and the others are not; keep it in another directory"),
+])
+def test_raw_results_that_cannot_be_are_refused(raw, content, message):
+    whole = result("lawm", 0.05, 0, 400.0)
+    results = raw(whole) / "dmc"
+    if content in (None, "lapo"):
+        content = json.dumps(whole if content is None else lapo_result("maze", 0, {16: 2.0}))
+    (results / "other.json").write_text(content)
+    with pytest.raises(InputError, match=f"other.json .*{message}"):
+        raw_results.read(results)
+    assert rebuild(f"--results={results.parent}", f"--out={results}") == 2
+
 
 def test_a_job_is_what_a_user_would_type():
     config = get_config("tiny").unlock()
@@ -187,32 +205,36 @@ def test_a_job_is_what_a_user_would_type():
     c_lap = jobs["walker_walk_medium_replay_tiny_c_lap_20pct_seed0"]
     weight = lambda job: job.config["world_model"]["latent_kl_weight"]
     assert (weight(lawm), weight(c_lap)) == (1.0, 0.3)
-    assert ("c_lap", "world_model.latent_kl_weight", 0.3) in config.dmc.settings
     rows = lambda job: [job.config["world_model"][f"{x}labelled_rows"] for x in ("", "un")]
     assert rows(lawm) == rows(c_lap)
-    config.dmc.lawm_rows = (0.2, 1, 11)
-    with pytest.raises(InputError, match="dmc.lawm_rows has 0.2; write "):
-        table_jobs.jobs_of(config, RUNS)
-    config.dmc.lawm_rows = ()
-    config.dmc.settings = (("c_lab", "agent.prior", 0.2),)
-    with pytest.raises(InputError, match="dmc.settings has 'c_lab'; choose from "):
-        table_jobs.jobs_of(config, RUNS)
-    config.dmc.settings = (("c_lap", "agent.pryor", 0.2),)
-    with pytest.raises(InputError, match="agent.prior"):
-        table_jobs.jobs_of(config, RUNS)
-    config.dmc.settings = (("c_lap", "seed", 5),)  # would run under another seed's name
-    with pytest.raises(InputError, match="dmc.settings has 'seed', which tells jobs apart"):
-        table_jobs.jobs_of(config, RUNS)
-    config.dmc.settings = ()
-    config.dmc.lawm_rows = ((0.2, 1, 11),)
+    config.dmc.settings = (
+        ("lawm", 0.2, "world_model.labelled_rows", 1), ("lawm", None, "agent.horizon", 3),
+        ("lawm", 0.1, "world_model.unlabelled_rows", 11),  # of no job here
+    )
     changed = {job.name: job for job in table_jobs.jobs_of(config, RUNS)}
-    lawm, c_lap = changed[lawm.name], changed[c_lap.name]
-    assert rows(lawm) == [1, 11] != rows(c_lap)
-    config.dmc.critic_layer_norm = False
-    plain = {other.name: other for other in table_jobs.jobs_of(config, RUNS)}[job.name]
+    assert rows(changed[lawm.name]) == [1, rows(lawm)[1]] and rows(lawm)[0] > 1
+    assert changed[lawm.name].config["agent"]["horizon"] == 3
+    assert changed[c_lap.name].config["agent"]["horizon"] == c_lap.config["agent"]["horizon"] != 3
+    assert rows(changed[c_lap.name]) == rows(c_lap) == rows(lawm)
+    plain = changed[job.name]
     assert plain.flags == flags and not same_config(job.config, plain.config)
     job = jobs["maze_tiny_lapo_without_vq_seed0"]
     assert (job.experiment, job.group, job.config["vq"]["enabled"]) == ("lapo", "lapo", False)
+
+
+@pytest.mark.parametrize(("settings", "message"), [
+    (("lawm", 0.2, "seed"), "dmc.settings has 'lawm'; write "),
+    ((("lawm", "agent.prior", 0.2),), "dmc.settings has .'lawm', 'agent.prior', 0.2.; write "),
+    ((("c_lab", None, "agent.prior", 0.2),), "dmc.settings has 'c_lab'; choose from "),
+    ((("lawm", None, "agent.pryor", 0.2),), "agent.prior"),
+    ((("lawm", None, "seed", 5),), "dmc.settings has 'seed', which tells jobs apart"),
+])
+def test_settings_that_cannot_be(settings, message):
+    """A setting of what names a job would run under another one's name."""
+    config = get_config("tiny").unlock()
+    config.dmc.methods, config.dmc.settings = ("lawm",), settings
+    with pytest.raises(InputError, match=message):
+        table_jobs.jobs_of(config, RUNS)
 
 
 def test_further_agents_come_after_the_run_whose_world_model_they_take():

@@ -13,6 +13,7 @@ from lawm_jax.config_checks import (
     check_not_negative,
     check_positive,
     check_run,
+    check_share,
 )
 from lawm_jax.errors import InputError
 from lawm_jax.lawm.actor_critic import AgentConfig
@@ -118,7 +119,15 @@ def _check(config: ConfigDict) -> None:
         "learning_rate",
     )
     check_positive(config, "agent", "learning_rate")
-    check_not_negative(config, "agent", "disagreement")
+    check_not_negative(
+        config, "agent", "disagreement", "epsilon", "entropy", "prior", "action_entropy"
+    )
+    check_share(config, "agent", "lambda_", "target_rate")
+    check_share(config, "world_model", "kl_balance")
+    check_not_negative(
+        config, "world_model", "latent_kl_weight", "driving_noise", "free_nats",
+        "inverse_on_labelled", "weight_decay", "latent_action", "warmup_steps",
+    )
     if config.agent.disagreement and config.agent.value_networks < 2:
         raise InputError(
             "agent.disagreement needs agent.value_networks of at least 2, which can disagree"

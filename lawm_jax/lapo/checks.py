@@ -1,0 +1,142 @@
+"""What of a LAPO config cannot be: one clear line for each."""
+
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from lawm_jax.config_checks import (
+    check_below_one,
+    check_counts,
+    check_not_negative,
+    check_positive,
+    check_share,
+    check_whole_numbers,
+)
+from lawm_jax.errors import InputError
+
+TRAININGS = ("latent_action", "latent_policy", "cloning", "supervised_idm", "distillation")
+ENCODERS = ("idm", "policy", "expert_policy")
+PPO = ("online", "scratch", "expert")
+
+
+def check(config: ConfigDict, frame_shape: tuple[int, int, int], actions: int) -> None:
+    """Raises InputError where a config cannot be for frames [H, W, 3] and so many actions."""
+    if config.dtype not in ("float32", "bfloat16"):
+        raise InputError(f"dtype is '{config.dtype}'; choose float32 or bfloat16")
+    if not 0 <= config.seed < 2**31:
+        raise InputError(f"seed is {config.seed}; it must be at least 0 and below 2^31")
+    if len(config.evaluation.merge) != actions:
+        raise InputError(
+            f"evaluation.merge has {len(config.evaluation.merge)} numbers; the game has {actions} "
+            "actions, each of which needs its class"
+        )
+    if config.evaluation.episodes < 2:
+        episodes = config.evaluation.episodes
+        raise InputError(f"evaluation.episodes is {episodes}; an interval needs at least 2")
+    check_whole_numbers(config.evaluation.merge, "evaluation.merge", at_least=0)
+    check_not_negative(config, "evaluation", "temperature")
+    _check_labels(config)
+    _check_counts(config)
+    _check_sizes(config, frame_shape)
+    for section in PPO:
+        _check_ppo(config, section)
+
+
+def _check_labels(config: ConfigDict) -> None:
+    labels, chosen = config.decoder.labels, config.distillation.labels
+    if not labels:
+        raise InputError("decoder.labels is (); name one or more numbers of labelled transitions")
+    check_whole_numbers(labels, "decoder.labels", distinct=True)
+    check_whole_numbers(chosen, "distillation.labels", distinct=True)
+    stages = {stage.strip() for stage in config.stages.split(",")}
+    if "distillation" in stages and (missing := [x for x in chosen if x not in labels]):
+        raise InputError(
+            f"distillation.labels names {missing[0]}, which no decoder has: decoder.labels is "
+            f"{tuple(labels)}; name some of those, or () for all"
+        )
+
+
+def _check_sizes(config: ConfigDict, frame_shape: tuple[int, int, int]) -> None:
+    """Every stage has its sizes, and frames must be cut evenly by patches and halvings."""
+    fdm = config.fdm
+    if not fdm.patch and fdm.levels == 1:
+        raise InputError("fdm.levels is 1; a U-Net on pixels has at least 2")
+    halvings = {"fdm.levels": max(fdm.patch, 1) * 2 ** (fdm.levels - 1)}
+    for name in ENCODERS:
+        encoder = config[name]
+        check_whole_numbers(encoder.channels, f"{name}.channels")
+        check_whole_numbers(encoder.blocks, f"{name}.blocks", at_least=0)
+        if len(encoder.blocks) != len(encoder.channels):
+            raise InputError(
+                f"{name}.blocks has {len(encoder.blocks)} numbers and {name}.channels "
+                f"{len(encoder.channels)}; each stage needs one of both"
+            )
+        if encoder.patch:
+            halvings[f"{name}.patch"] = encoder.patch * 2 ** (len(encoder.channels) - 1)
+    for name, side in halvings.items():
+        if frame_shape[0] % side or frame_shape[1] % side:
+            raise InputError(
+                f"{name} needs frames whose sides {side} divides; these have "
+                f"{frame_shape[0]} x {frame_shape[1]} pixels"
+            )
+
+
+def _check_counts(config: ConfigDict) -> None:
+    for section in ENCODERS:
+        check_counts(config, section, "multiplier", "features")
+        check_not_negative(config, section, "patch")
+    check_counts(config, "fdm", "width", "levels")
+    check_not_negative(config, "fdm", "patch")
+    check_counts(config, "vq", "books", "codes", "size", "embeddings")
+    check_not_negative(config, "vq", "commitment", "initial_count", "restart_below")
+    check_below_one(config, "vq", "decay")
+    check_positive(config, "vq", "epsilon", "initial_scale")
+    for section in TRAININGS:
+        check_counts(config, section, "steps", "rows")
+        check_positive(config, section, "learning_rate")
+        check_share(config, section, "learning_rate_start", "learning_rate_end")
+        check_not_negative(
+            config, section, "shift", "warmup_steps", "weight_decay", "gradient_clip"
+        )
+    check_counts(config, "decoder", "steps", "rows")
+    check_counts(config, "online.decoder", "epochs", "rows")
+    check_whole_numbers(config.decoder.units, "decoder.units")
+    check_whole_numbers(config.online.decoder.units, "online.decoder.units")
+    for section in ("decoder", "online.decoder"):
+        check_positive(config, section, "learning_rate")
+        check_not_negative(config, section, "weight_decay")
+        check_share(config, section, "label_smoothing")
+    check_counts(config, "evaluation", "windows", "envs")
+    for section in ("run", "online_run"):
+        check_counts(config, section, "steps_per_call", "checkpoint_every", "evaluate_every")
+    check_counts(config, "online", "supervised_capacity", "supervised_every")
+
+
+def _check_ppo(config: ConfigDict, section: str) -> None:
+    check_counts(config, section, "frames", "envs", "horizon", "minibatches", "epochs")
+    check_positive(config, section, "learning_rate", "clip")
+    check_below_one(config, section, "discount")
+    check_share(config, section, "lambda_")
+    ppo = config[section]
+    if ppo.horizon % ppo.minibatches:
+        raise InputError(
+            f"{section}.minibatches is {ppo.minibatches}, which does not divide {section}.horizon "
+            f"({ppo.horizon})"
+        )
+    if ppo.frames < ppo.envs * ppo.horizon:
+        raise InputError(
+            f"{section}.frames is {ppo.frames}, less than one rollout of {section}.envs x "
+            f"{section}.horizon ({ppo.envs * ppo.horizon})"
+        )
+    for group, schedule in ppo.schedule.items():
+        if not all(map(_is_point, schedule)):
+            raise InputError(
+                f"{section}.schedule.{group} is {schedule}; write ((frames, share of the learning "
+                "rate), ...), each >= 0"
+            )
+
+
+def _is_point(point: Any) -> bool:
+    """Whether it is a pair (frames, share) of a schedule."""
+    number = lambda x: isinstance(x, (int, float)) and x >= 0
+    return isinstance(point, (tuple, list)) and len(point) == 2 and all(map(number, point))
