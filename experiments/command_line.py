@@ -53,10 +53,18 @@ class CommandLine:
         return f"{name[:140]}_{hashlib.sha256(name.encode()).hexdigest()[:8]}"
 
 
-def parse(argv: list[str]) -> CommandLine:
-    """Parses the command line; argv[0] is the program. Raises InputError for every mistake."""
+def parse(argv: list[str], needs: str = "task") -> CommandLine:
+    """Parses the command line; argv[0] is the program. Raises InputError for every mistake.
+
+    needs: a key that tells configs of this experiment from those of others.
+    """
     config_file, argv = _take_config_file(argv)
     config = _load(config_file)
+    if needs not in config:
+        raise InputError(
+            f"'{config_file}' is not a config of this experiment: it has no '{needs}'; --help "
+            "names one that is"
+        )
     overrides = _overrides(argv)
     for key, value in overrides.items():
         _check_key(config, key)
@@ -122,8 +130,11 @@ def _load(config_file: str) -> ConfigDict:
             + (f"; nearest: '{_nearest(name, others)}'" if others else "")
         )
     spec = importlib.util.spec_from_file_location("config_file", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    module = importlib.util.module_from_spec(spec) if spec else None
+    if spec:
+        spec.loader.exec_module(module)
+    if not hasattr(module, "get_config"):
+        raise InputError(f"'{name}' is no config file: a Python file that defines get_config")
     try:
         return module.get_config(*([arg] if ":" in config_file else []))
     except ValueError as error:

@@ -82,13 +82,13 @@ def report(job: Job, about_data: Mapping[str, Any]) -> None:
         _draw_latents(job)
     if "cloning" in phases:
         results["behaviour_cloning"] = normalised(phases["cloning"])
-    decoding = [
+    decoded = [
         {"labels": count, **normalised(phases[f"decoder_{count}"])}
         for count in job.run.config.decoder.labels
         if f"decoder_{count}" in phases
     ]
-    if decoding:
-        results["offline_decoding"] = decoding
+    if decoded:
+        results["offline_decoding"] = decoded
     if "distillation" in phases:
         results["offline_distillation"] = [
             {"labels": count, **normalised(_of_labels(phases["distillation"], count))}

@@ -191,8 +191,11 @@ def _report(
 
 
 def _check_seeds(config: ConfigDict) -> None:
-    if not 1 <= config.num_seeds <= 2**31 - config.seed:
+    if config.num_seeds < 1:
         raise InputError(f"num_seeds is {config.num_seeds}; it must be >= 1")
+    if not 0 <= config.seed <= 2**31 - config.num_seeds:
+        fewer = f" - {config.num_seeds - 1}" if config.num_seeds > 1 else ""
+        raise InputError(f"seed is {config.seed}; it must be at least 0 and below 2^31{fewer}")
     if config.num_seeds > 1 and not config.data.on_device:
         raise InputError("num_seeds above 1 needs data.on_device: streamed data is of one seed")
     if not -1 <= config.agent.seed <= 2**31 - config.num_seeds:

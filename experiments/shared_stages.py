@@ -138,7 +138,9 @@ def keep(run: Run, session: Session, taken: Taken) -> None:
         session.save()
     digests = {phase: state_digest(part) for phase, part in taken.state.items()}
     about = {"workdirs": taken.workdirs, "digests": digests}
-    (run.workdir / FILE).write_text(json.dumps(about))
+    part = run.workdir / f"{FILE}.part"
+    part.write_text(json.dumps(about))
+    part.replace(run.workdir / FILE)
 
 
 def origin(run: Run) -> dict[str, Any] | None:

@@ -9,6 +9,7 @@ skipped, interrupted ones continue: start the same command again after whatever 
 """
 
 import argparse
+import shlex
 import sys
 from pathlib import Path
 
@@ -89,7 +90,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _sweep(arguments: argparse.Namespace, rest: list[str]) -> int:
-    parsed = command_line.parse(["table", *rest])
+    parsed = command_line.parse(["table", *rest], needs="dmc")
     if "://" in (parsed.workdir or ""):
         raise InputError(f"--workdir={parsed.workdir}: the runs of a table work in a local folder")
     workdir = Path(parsed.workdir or Path("runs", "table"))
@@ -97,7 +98,7 @@ def _sweep(arguments: argparse.Namespace, rest: list[str]) -> int:
     place = sweep.Place(workdir, parsed.data_dir, arguments.results)
     if arguments.dry_run:
         for job in jobs:
-            print(" ".join(sweep.command(job, place)[1:]))
+            print(shlex.join(["python", *sweep.command(job, place)[1:]]))
         return launch.DONE
     return sweep.run(jobs, place, arguments.jobs)
 

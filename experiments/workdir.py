@@ -98,8 +98,19 @@ class Workdir:
         return (self.path / RESULTS).exists()
 
     def results(self) -> dict[str, Any]:
-        """The results, for the process that claimed it."""
-        return json.loads((self.path / RESULTS).read_text())
+        """The results, for the process that claimed it.
+
+        Raises InputError where they are damaged.
+        """
+        path = self.path / RESULTS
+        try:
+            results = json.loads(path.read_text())
+            results["config"]
+        except (ValueError, KeyError, TypeError) as error:
+            raise InputError(
+                f"{path} is damaged; remove it, and the same command writes it again"
+            ) from error
+        return results
 
     def publish(self) -> None:
         """Copies to the bucket what has changed; every host must call it. Local: does nothing.
@@ -230,8 +241,11 @@ def identity_of(address: str) -> dict[str, Any] | None:
             text = bucket.read(f"{address}/{CONFIG}").decode()
         else:
             text = Path(address, CONFIG).read_text()
-        return json.loads(text)
+        identity = json.loads(text)
+        if not isinstance(identity["config"], dict):
+            raise ValueError("its config is no object")
+        return identity
     except (FileNotFoundError, NotADirectoryError):
         return None
-    except ValueError as error:
+    except (ValueError, KeyError, TypeError) as error:
         raise InputError(f"{address}/{CONFIG} is not the config of a run: {error}") from error

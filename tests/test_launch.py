@@ -138,6 +138,17 @@ def test_a_wrong_command_line_is_one_clear_line(args, message):
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize(("name", "text", "message"), [
+    ("notes.md", "# notes", "'notes.md' is no config file: a Python file that defines get_config"),
+    ("empty.py", "", "'empty.py' is no config file: a Python file that defines get_config"),
+    ("other.py", "get_config = dict", "'other.py' is not a config of this experiment: it has no "),
+])
+def test_a_file_that_is_no_config_of_the_experiment(name, text, message):
+    Path(name).write_text(text)
+    with pytest.raises(InputError, match=message):
+        parse(f"--config={name}")
+
+
 def test_the_order_of_flags_does_not_matter():
     first = parse("--config", "toy.py:run", "--config.seed", "1", "--render", "--data_dir=d")
     second = parse("--data_dir=d", "--render", "--config.seed=1", "--config=toy.py:run")
@@ -184,6 +195,17 @@ def test_done_and_finished(capsys):
     assert "run" in output
     workdir = Path("runs/toy_experiment/toy_run")
     assert json.loads((workdir / "config.json").read_text())["config"]["loop"]["sizes"] == [1, 2]
+
+
+@pytest.mark.parametrize("name", ["results.json", "config.json"])
+@pytest.mark.parametrize("text", ['{"config"', "[]", "{}"])
+def test_a_finished_run_with_a_damaged_file_says_which(capsys, name, text):
+    assert run("--config=toy.py:run") == 0
+    (Path("runs/toy_experiment/toy_run") / name).write_text(text)
+    assert run("--config=toy.py:run") == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"error: runs/toy_experiment/toy_run/{name} is ")
+    assert error.count("\n") == 1
 
 
 @pytest.mark.parametrize(
