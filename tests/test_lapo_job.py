@@ -303,7 +303,7 @@ MINER, TOY = "procgen.py:miner,tiny", "--config.data.name=toy/miner"
         "procgen.py:chaser,tiny", [],
         "was made with other settings than the config's (expert_version 1): change",
     ),
-    (MINER, ["--config.decoder.labels=(0,)"], "one or more numbers of labelled transitions"),
+    (MINER, ["--config.decoder.labels=(0,)"], "decoder.labels has 0; each must be a whole"),
     (MINER, [TOY], "32 transitions asked for; the data's 21 frames hold 19"),
     (MINER, ["--config.data.max_frames=2"], "data.max_frames is 2; a window needs 3 frames"),
     (MINER, ["--config.stages=cloning,decode"], "stages names 'decode'; choose from latent_action"),
