@@ -21,6 +21,7 @@ from experiments.identity import agent_seed
 from experiments.methods import check_method
 from experiments.training import Session, check_schedule
 from lawm_jax import plots, runner
+from lawm_jax.config_checks import check_seed
 from lawm_jax.data import stream
 from lawm_jax.data.shards import Dataset
 from lawm_jax.data.trajectory import Trajectory
@@ -191,11 +192,11 @@ def _report(
 
 
 def _check_seeds(config: ConfigDict) -> None:
-    if config.num_seeds < 1:
-        raise InputError(f"num_seeds is {config.num_seeds}; it must be >= 1")
-    if not 0 <= config.seed <= 2**31 - config.num_seeds:
-        fewer = f" - {config.num_seeds - 1}" if config.num_seeds > 1 else ""
-        raise InputError(f"seed is {config.seed}; it must be at least 0 and below 2^31{fewer}")
+    check_seed(config)
+    if not 1 <= config.num_seeds <= 2**31 - config.seed:
+        raise InputError(
+            f"num_seeds is {config.num_seeds}; it must be >= 1, and every seed below 2^31"
+        )
     if config.num_seeds > 1 and not config.data.on_device:
         raise InputError("num_seeds above 1 needs data.on_device: streamed data is of one seed")
     if not -1 <= config.agent.seed <= 2**31 - config.num_seeds:

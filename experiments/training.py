@@ -54,7 +54,8 @@ class Session:
                 "choose another --workdir"
             )
         self.state, self.restored = restored.state if restored else state, restored is not None
-        self.logger = MetricLogger(run.workdir, extra.get("position")) if self._main else None
+        log = lambda: MetricLogger(run.workdir, extra.get("position")) if self._main else None
+        self.logger = runner.all_or_none(log)  # which refuses a log that lost records
         self.compile_seconds = extra.get("compile_seconds", 0.0)
         self.aside_seconds = extra.get("aside_seconds", 0.0)
         self._seconds_before, self._started = extra.get("seconds", 0.0), time.monotonic()

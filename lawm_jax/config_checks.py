@@ -66,13 +66,18 @@ def check_whole_numbers(
         raise InputError(f"{name} is {values}; name each once")
 
 
+def check_seed(config: ConfigDict) -> None:
+    """Raises InputError unless the seed fits into an int32 and is not negative."""
+    if not 0 <= config.seed < 2**31:
+        raise InputError(f"seed is {config.seed}; it must be at least 0 and below 2^31")
+
+
 def check_run(config: ConfigDict) -> None:
     """Raises InputError unless the seed and the numbers of evaluated episodes can be."""
     for name in ("evaluation_episodes", "final_episodes"):
         if config.run[name] < 2:
             raise InputError(f"run.{name} is {config.run[name]}; an interval needs at least 2")
-    if not 0 <= config.seed < 2**31:
-        raise InputError(f"seed is {config.seed}; it must be at least 0 and below 2^31")
+    check_seed(config)
 
 
 def _values(config: ConfigDict, section: str) -> ConfigDict:

@@ -56,6 +56,15 @@ GOOD = "--config.data.name=toy/good"
     ("arg", "args", "message"),
     [
         ("walker_wlak,tiny", [], "unknown task 'walker_wlak': did you mean 'walker_walk'? choose"),
+        ("walker_walk,expert,tiny,medium", [], "configs/dmc.py: 'medium' is one too many; name on"),
+        (
+            "walker_walk,tiny", ["--config.world_model.latent_kl_weight=-1.0"],
+            "world_model.latent_kl_weight is -1.0; it must be >= 0",
+        ),
+        (
+            "walker_walk,tiny", ["--config.world_model.kl_balance=3.0"],
+            "world_model.kl_balance is 3.0; it must be in",
+        ),
         ("walker_walk,medum", [], "configs/dmc.py: 'medum' is neither a dataset (expert, medium,"),
         (
             "walker_walk,tiny", ["--config.data.name=toy/missing"],

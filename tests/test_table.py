@@ -168,8 +168,6 @@ def test_methods_of_lapo_are_compared_on_games_that_all_have():
     assert table_figures.lapo_panels([]) == {}
 
 
-# ---- jobs
-
 @pytest.mark.parametrize(("content", "message"), [
     ('{"config"', "is no whole result of a run"),
     ("{}", "is no whole result of a run"),
@@ -186,6 +184,9 @@ def test_raw_results_that_cannot_be_are_refused(raw, content, message):
     with pytest.raises(InputError, match=f"other.json .*{message}"):
         raw_results.read(results)
     assert rebuild(f"--results={results.parent}", f"--out={results}") == 2
+
+
+# ---- jobs
 
 
 def test_a_job_is_what_a_user_would_type():
@@ -250,6 +251,22 @@ def test_settings_that_cannot_be(settings, message):
     config.dmc.methods, config.dmc.settings = ("lawm",), settings
     with pytest.raises(InputError, match=message):
         table_jobs.jobs_of(config, RUNS)
+
+
+def test_settings_of_lapo():
+    config = get_config("tiny").unlock()
+    config.lapo.games = ("maze",)
+    config.lapo.settings = (("distillation.labels", (8,)), ("distillation.trunk", True))
+    job = {job.name: job for job in table_jobs.jobs_of(config, RUNS)}["maze_tiny_lapo_seed0"]
+    chosen = job.config["distillation"]
+    assert (chosen["labels"], chosen["trunk"]) == ([8], True)
+    for settings, message in (
+        ((("seed", 3),), "lapo.settings has 'seed', which tells jobs apart"),
+        (("distillation.trunk", True), "lapo.settings has 'distillation.trunk'; write "),
+    ):
+        config.lapo.settings = settings
+        with pytest.raises(InputError, match=message):
+            table_jobs.jobs_of(config, RUNS)
 
 
 def test_further_agents_come_after_the_run_whose_world_model_they_take():

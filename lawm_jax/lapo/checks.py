@@ -9,6 +9,7 @@ from lawm_jax.config_checks import (
     check_counts,
     check_not_negative,
     check_positive,
+    check_seed,
     check_share,
     check_whole_numbers,
 )
@@ -23,8 +24,7 @@ def check(config: ConfigDict, frame_shape: tuple[int, int, int], actions: int) -
     """Raises InputError where a config cannot be for frames [H, W, 3] and so many actions."""
     if config.dtype not in ("float32", "bfloat16"):
         raise InputError(f"dtype is '{config.dtype}'; choose float32 or bfloat16")
-    if not 0 <= config.seed < 2**31:
-        raise InputError(f"seed is {config.seed}; it must be at least 0 and below 2^31")
+    check_seed(config)
     if len(config.evaluation.merge) != actions:
         raise InputError(
             f"evaluation.merge has {len(config.evaluation.merge)} numbers; the game has {actions} "
