@@ -27,7 +27,7 @@ from experiments.raw_results import (
     mean_and_interval,
     read_cells,
 )
-from lawm_jax.errors import InputError
+from lawm_jax.errors import InputError, writing
 
 
 def table(directory: Path) -> str:
@@ -106,7 +106,8 @@ def main() -> None:
             for path in add(arguments.directory, arguments.add):
                 print(f"added {path}")
         elif arguments.plot:
-            plot(arguments.directory, arguments.plot)
+            with writing(f"--plot={arguments.plot}"):
+                plot(arguments.directory, arguments.plot)
         else:
             print(table(arguments.directory))
     except InputError as error:

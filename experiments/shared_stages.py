@@ -20,7 +20,7 @@ from experiments.launch import Run
 from experiments.training import Session
 from lawm_jax import runner
 from lawm_jax.checkpoint import state_digest
-from lawm_jax.errors import InputError
+from lawm_jax.errors import InputError, first_line
 from lawm_jax.metrics import read_metrics
 
 KEY = "pretrained"
@@ -64,7 +64,7 @@ def find(
     """
     taken = Taken({}, {})
     names = _others(run)
-    if not names or runner.on_any_process(origin(run) is not None):
+    if not names or _has_taken(run):
         return taken
     missing: dict[str, list[str]] = defaultdict(list)
     for name in names:
@@ -144,9 +144,27 @@ def keep(run: Run, session: Session, taken: Taken) -> None:
 
 
 def origin(run: Run) -> dict[str, Any] | None:
-    """What results.json says of the stages that were taken; None where there are none."""
+    """What results.json says of the stages that were taken; None where there are none.
+
+    Raises:
+      InputError: the file that says so is damaged.
+    """
     path = run.workdir / FILE
-    return json.loads(path.read_text()) if path.exists() else None
+    if not path.exists():
+        return None
+    try:
+        about = json.loads(path.read_text())
+        return {"workdirs": dict(about["workdirs"]), "digests": dict(about["digests"])}
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(
+            f"{run.address}/{FILE} is damaged ({first_line(error)}): it says whose stages the run "
+            f"has; delete it to take them from {KEY} again, or choose another --workdir"
+        ) from error
+
+
+def _has_taken(run: Run) -> bool:
+    """Whether the run has taken its stages before; every host must call it."""
+    return runner.on_any_process(runner.all_or_none(lambda: origin(run) is not None))
 
 
 def _apart(

@@ -17,7 +17,7 @@ from experiments import command_line, launch, sweep, table_figures, table_report
 from experiments.launch import BAD_INPUT
 from experiments.raw_results import read_cells
 from experiments.table_jobs import jobs_of
-from lawm_jax.errors import InputError
+from lawm_jax.errors import InputError, writing
 
 HELP = """
 Flags of the sweep:
@@ -41,12 +41,14 @@ def rebuild(results: Path, out: Path) -> list[Path]:
     """Writes tables and figures from the raw results in results/dmc and results/lapo.
 
     Raises:
-      InputError: there are no results of the control suite, or they do not fit together.
+      InputError: there are no results of the control suite, or they do not fit together; `out`
+        cannot be a folder.
     """
     if not (results / "dmc").is_dir():
         raise InputError(f"{results / 'dmc'} not found: --results names the folder above it")
     cells = read_cells(results / "dmc")
-    out.mkdir(parents=True, exist_ok=True)
+    with writing(f"--out={out}"):
+        out.mkdir(parents=True, exist_ok=True)
     written = []
     for labels in table_report.LABELS:
         written.append(out / f"table_{labels.removesuffix('%')}pct.csv")
@@ -100,6 +102,9 @@ def _sweep(arguments: argparse.Namespace, rest: list[str]) -> int:
         for job in jobs:
             print(shlex.join(["python", *sweep.command(job, place)[1:]]))
         return launch.DONE
+    for flag, folder in (("workdir", workdir), ("results", arguments.results)):
+        with writing(f"--{flag}={folder}"):  # said now, not when the first job ends
+            folder.mkdir(parents=True, exist_ok=True)
     return sweep.run(jobs, place, arguments.jobs)
 
 

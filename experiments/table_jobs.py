@@ -40,7 +40,12 @@ def jobs_of(config: ConfigDict, workdir: Path) -> list[Job]:
         outside (0, 1], settings that cannot be or a seed below 0.
     """
     _check(config)
-    jobs = {job.name: job for job in (*_control(config.dmc), *_lapo(config.lapo))}
+    jobs: dict[str, Job] = {}
+    for job in (*_control(config.dmc), *_lapo(config.lapo)):
+        if jobs.setdefault(job.name, job) != job:
+            raise InputError(
+                f"two jobs are called {job.name}: label fractions are told apart by six digits"
+            )
     if not jobs:
         raise InputError("the config asks for no run")
     agents = [

@@ -45,12 +45,19 @@ class Checkpoints:
     """The checkpoints of one run, in one directory: a folder a step, the newest two are kept."""
 
     def __init__(self, directory: epath.PathLike, read_only: bool = False) -> None:
-        """Opens the directory; read_only: of another run, which may be saving meanwhile."""
+        """Opens the directory; read_only: of another run, which may be saving meanwhile.
+
+        Raises InputError where a file has its name.
+        """
         bucket.connect(directory)
         self._advice = "" if read_only else "; choose another --workdir"
         path = epath.Path(directory)
         # epath's `absolute` would put the current directory before a gs:// address
         self.directory = path if bucket.is_address(path) else path.absolute()
+        if self.directory.exists() and not self.directory.is_dir():
+            raise InputError(
+                f"{self.directory} is a file, where checkpoints should be: move it away"
+            )
         self._manager = ocp.CheckpointManager(
             self.directory,
             options=ocp.CheckpointManagerOptions(

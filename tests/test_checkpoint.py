@@ -151,6 +151,12 @@ def test_the_advice_for_a_damaged_checkpoint_works(tmp_path):
     assert_same(restored(tmp_path).state, make_state(1))
 
 
+def test_a_file_in_the_place_of_checkpoints(tmp_path):
+    (tmp_path / "checkpoints").write_text("")
+    with pytest.raises(InputError, match="checkpoints is a file, where checkpoints should be"):
+        Checkpoints(tmp_path / "checkpoints")
+
+
 def test_the_only_checkpoint_damaged(tmp_path):
     saved(tmp_path, 1)
     for path in (tmp_path / "1" / "state").rglob("d/*"):

@@ -183,6 +183,8 @@ def test_what_cannot_be_read_is_said_in_one_line(written):
     content["splits"]["train"]["frames"] = 90
     path.write_text(json.dumps(content))
     assert "fingerprint differs" in refusal(written)
+    path.write_text(json.dumps({"metadata": {}, "fingerprint": "0" * 64}))  # of trajectories
+    assert "has no 'splits': the data set is another experiment's" in refusal(written)
     path.write_text("{")
     assert "metadata.json is missing or damaged" in refusal(written)
     with pytest.raises(InputError, match=f"no data set 'maze/a' .* it has {NAME}"):

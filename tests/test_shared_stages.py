@@ -1,5 +1,7 @@
 """Stages of another LAPO run: what sets them apart, and the shapes of older runs."""
 
+from types import SimpleNamespace
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -7,6 +9,7 @@ from ml_collections import ConfigDict
 
 from configs import procgen
 from experiments import lapo, shared_stages
+from lawm_jax.errors import InputError
 
 
 @pytest.fixture
@@ -44,6 +47,15 @@ def test_a_latent_policy_of_other_latents_than_those_taken_is_not_taken():
         finished, apart = {"latent_action": latents, "latent_policy": {}}, {"latent_policy": []}
         shared_stages._check_latents(finished, apart, {"latent_action": one})
         assert ("latent_policy" in finished, not apart["latent_policy"]) == (kept, kept)
+
+
+@pytest.mark.parametrize("content", ["", "{", "[1]", "{}", '{"workdirs": {}, "digests": 3}'])
+def test_a_damaged_note_of_whose_stages_a_run_has_is_refused(tmp_path, content):
+    run = SimpleNamespace(workdir=tmp_path, address=tmp_path)
+    assert shared_stages.origin(run) is None
+    (tmp_path / shared_stages.FILE).write_text(content)
+    with pytest.raises(InputError, match=r"pretrained.json is damaged .* delete it to take them"):
+        shared_stages.origin(run)
 
 
 def test_the_shapes_of_an_older_run_are_by_what_absent_keys_stand_for(config):

@@ -330,6 +330,12 @@ def test_presets_name_every_row_and_each_job_once():
         ([], "--config is missing"),
         (["--rebuild"], "--rebuild needs --out"),
         (["--rebuild", "--out=x", "--results=no/such"], "no/such/dmc not found"),
+        (["--rebuild", "--out=README.md/x"], "--out=README.md/x cannot be written: "),
+        (["--config=configs/table.py:tiny", "--workdir=README.md"], "--workdir=README.md cannot"),
+        (
+            ["--config=configs/table.py:tiny", "--config.dmc.label_fractions=(0.2, 0.2000000001)"],
+            "two jobs are called walker_walk_medium_replay_tiny_td3_bc_20pct_seed0",
+        ),
     ],
 )
 def test_bad_input_is_one_line(args, message, capsys):

@@ -215,12 +215,19 @@ def read_metadata(directory: epath.Path, *keys: str) -> list[Any]:
         InputError: the file is missing or damaged, or lacks a key.
     """
     try:
-        content = json.loads((directory / "metadata.json").read_text())
-        return [content[key] for key in keys]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        content = dict(json.loads((directory / "metadata.json").read_text()))
+        content["metadata"]  # which data sets of every kind have
+    except (OSError, ValueError, TypeError, KeyError) as error:
         raise InputError(
             f"{directory}/metadata.json is missing or damaged ({first_line(error)}); {_MEND}"
         ) from error
+    if missing := [key for key in keys if key not in content]:
+        raise InputError(
+            f"{directory}/metadata.json has no '{missing[0]}': the data set is another "
+            "experiment's (trajectories are for experiments.lawm and experiments.baselines, frames "
+            "for experiments.lapo), or it is damaged: restore it from a copy"
+        )
+    return [content[key] for key in keys]
 
 
 def wrong_content(directory: epath.Path) -> InputError:
