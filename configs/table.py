@@ -33,9 +33,6 @@ SETTINGS = (
     # The preset's 8 windows with actions would pass over four trajectories 256 times.
     ("lawm", 0.01, "world_model.labelled_rows", 2),
     ("lawm", 0.01, "world_model.unlabelled_rows", 30),
-    # The weaker pull came later and has not been run at 1%.
-    ("lawm", 0.01, "agent.prior", 0.2),
-    ("lawm", 0.01, "agent.entropy", 0.2),
 )
 Config = ml_collections.ConfigDict
 

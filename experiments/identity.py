@@ -19,12 +19,14 @@ LATER = {
     "distillation.trunk": False,
     "distillation.labels": [],
     "td3_bc.critic_layer_norm": False,
+    "data.on_device": True,
 }
 # Keys that went, with the value that is now the only one.
 GONE = {"latent_action.roll": False}
 # Sections of configs/dmc.py that the methods of one experiment read, and those of the other do not.
 READ_BY = {
     "world_model": "lawm", "agent": "lawm", "td3_bc": "baselines", "inverse_dynamics": "baselines",
+    "collect": "collect",
 }
 # What keys are called now that were called otherwise when a result or work directory was kept.
 RENAMED = {"agent.values": "agent.value_networks"}

@@ -23,7 +23,7 @@ from experiments.lapo_job import (
     returns_of,
     seed_of,
 )
-from lawm_jax import plots, runner
+from lawm_jax import plots, runner, statistics
 from lawm_jax.envs.evaluation import return_summary
 from lawm_jax.envs.procgen import FRAME, NUM_ACTIONS, Procgen
 from lawm_jax.lapo import embed, evaluate, learner, play
@@ -70,7 +70,7 @@ def report(job: Job, about_data: Mapping[str, Any]) -> None:
     }
     if taken := shared_stages.origin(job.run):
         results["pretrained"] = taken
-    normalised = lambda x: _normalised(x, random["return_mean"], behaviour["return_mean"])
+    normalised = lambda x: _normalised(x, random, behaviour)
     if "latent_action" in phases:
         model = phases["latent_action"]
         results |= {key: model[name] for key, name in MODEL.items() if name in model}
@@ -116,15 +116,18 @@ def _of_labels(metrics: Metrics, count: int) -> Metrics:
     return {name.removesuffix(suffix): x for name, x in metrics.items() if name.endswith(suffix)}
 
 
-def _normalised(metrics: Metrics, random: float, behaviour: float) -> Metrics:
-    """A policy's mean return and its interval, and the mean with random = 0 and data policy = 1.
+def _normalised(metrics: Metrics, random: Metrics, behaviour: Metrics) -> Metrics:
+    """A policy's mean return and its interval, and both with random = 0 and data policy = 1.
 
-    Without the last where the two references are equal.
+    The latter's interval has the errors of the two references as well. Without it and the mean
+    where the references are equal.
     """
     result = {name: metrics[name] for name in ("return_mean", "return_ci95")}
     result["episodes"] = int(metrics["episodes"])
-    if random != behaviour:
-        result["normalised"] = (metrics["return_mean"] - random) / (behaviour - random)
+    with_error = lambda x: (x["return_mean"], x["return_ci95"])
+    if random["return_mean"] != behaviour["return_mean"]:
+        place, half = statistics.between(*map(with_error, (metrics, random, behaviour)))
+        result |= {"normalised": place, "normalised_ci95": half}
     return result
 
 

@@ -12,6 +12,8 @@ import functools
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
+import jax
+import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
@@ -31,6 +33,7 @@ from lawm_jax.envs.evaluation import Evaluation
 from lawm_jax.errors import InputError
 from lawm_jax.lawm import actor_critic, evaluate, learner
 from lawm_jax.lawm.methods import Program, check_rows, resolve
+from lawm_jax.lawm.world_model import State
 from lawm_jax.metrics import read_metrics
 
 
@@ -78,6 +81,11 @@ def main(run: launch.Run) -> None:
     }
     session = shared_world.open_session(run, program, state, dataset.fingerprint)
     job = Job(run, program, mesh, session, dataset, seeds, parts, training, heldout)
+    if runner.is_main() and all(part.length.max() < evaluate.PIECE for part in heldout):
+        print(
+            f"errors of the model are left out: no held-out trajectory has {evaluate.PIECE} steps",
+            flush=True,
+        )
 
     _world_model(job)
     worlds = job.of_seeds(runner.local(session.state["world_model"]))
@@ -142,13 +150,23 @@ def _agent(job: Job, worlds: list[learner.WorldModelState], actor: evaluate.Acto
         "agent",
         runner.data_parallel(step, job.mesh, len(job.seeds) > 1),
         shared=job.session.state["world_model"].params,
-        sharded=runner.shard(runner.join_seeds(starts, axis=1), job.mesh),
+        sharded=runner.shard(runner.join_seeds(_as_many(starts), axis=1), job.mesh),
         total=program.agent.steps,
         evaluate=lambda agents: outcome.mean_of(
             [one.summary() for one in _play(job, worlds, agents, actor, episodes)]
         ),
         shown=("imagined_reward", "imagined_return", "value_error"),
     )
+
+
+def _as_many(starts: list[State]) -> list[State]:
+    """States of every seed, as many as of the one that has most: those of others repeat.
+
+    Seeds hold out other trajectories, whose lengths may differ.
+    """
+    most = max(len(one.h) for one in starts)
+    fill = lambda one: jax.tree.map(lambda x: x[np.arange(most) % len(x)], one)
+    return [one if len(one.h) == most else fill(one) for one in starts]
 
 
 def _errors(job: Job, worlds: list[learner.WorldModelState]) -> list[dict[str, float]]:

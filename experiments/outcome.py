@@ -113,10 +113,11 @@ def report(
 
 
 def mean_of(seeds: Sequence[Mapping[str, float]]) -> dict[str, float]:
-    """Each metric's mean over seeds."""
+    """Each metric's mean over the seeds that have it."""
     if len(seeds) == 1:
         return dict(seeds[0])
-    return {name: float(np.mean([one[name] for one in seeds])) for name in seeds[0]}
+    names = dict.fromkeys(name for one in seeds for name in one)
+    return {name: float(np.mean([one[name] for one in seeds if name in one])) for name in names}
 
 
 def finish(run: launch.Run, session: Session, results: dict[str, Any]) -> None:

@@ -23,7 +23,11 @@ PAPER = {
 DATA_KEYS = ("name", "dataset", "trajectories", "train_frames")  # of a config: what names its data
 # What configs/table.py sets apart from an experiment's default: one value a method.
 TABLE_KEYS = ("td3_bc.critic_layer_norm", "world_model.latent_kl_weight")
-BOOTSTRAP_FROM = 5  # seeds; of fewer the bootstrap's interval is far too narrow
+# What of a result tables and figures use of every run; of some there is more.
+NEEDED_OF_LAPO = {"dataset.fingerprint", "data_policy.return_mean", "random_policy.return_mean"}
+NEEDED = {
+    "dataset.fingerprint", "evaluation.return_mean", "evaluation.return_ci95", "wall_clock_seconds"
+}
 LAPO_METHODS = {  # name -> what of configs/procgen.py makes it
     "lapo": {},
     "lapo_without_vq": {"vq.enabled": False},
@@ -68,14 +72,12 @@ def add(directory: Path, workdir: Path) -> list[Path]:
     source = workdir / "results.json"
     if not source.exists():
         raise InputError(f"{source} not found: the run is not finished")
-    result = json.loads(source.read_text())
-    if "evaluation" not in result and not is_lapo(result):
-        raise InputError(f"{source} is not the result of a policy that was evaluated")
+    result, _ = _whole(source)
     read(directory, is_lapo(result))  # so that none of the other kind joins it
     targets = {directory / file_name(one): one for one in of_seeds(result)}
     for target, one in targets.items():
-        kept = json.loads(target.read_text()) if target.exists() else None
-        if kept and (other := differing(kept["config"], one["config"])):
+        kept = _whole(target)[0]["config"] if target.exists() else None
+        if kept and (other := differing(kept, one["config"])):
             raise InputError(
                 f"{target} holds the result of another configuration ({', '.join(other)}); use "
                 "another directory"
@@ -135,14 +137,8 @@ def read(directory: Path, lapo: bool = False) -> list[Result]:
     """
     results: dict[str, tuple[Path, Result]] = {}
     for path in sorted(directory.glob("*.json")):
-        try:
-            result = json.loads(path.read_text())
-            name, of_lapo = file_name(result), is_lapo(result)
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise InputError(
-                f"{path} is no whole result of a run ({type(error).__name__}: {error}); put it "
-                "back, or remove it"
-            ) from error
+        result, name = _whole(path)
+        of_lapo = is_lapo(result)
         if of_lapo != lapo:
             kind = "is of LAPO, and the others are not" if of_lapo else "is not of LAPO"
             raise InputError(f"{path} {kind}; keep it in another directory")
@@ -150,6 +146,21 @@ def read(directory: Path, lapo: bool = False) -> list[Result]:
             raise InputError(f"{path} and {results[name][0]} are results of one run; remove one")
         results[name] = path, result
     return [result for _, result in results.values()]
+
+
+def _whole(path: Path) -> tuple[Result, str]:
+    """A file's result and the name that it is kept under; InputError unless it has what we use."""
+    try:
+        result = json.loads(path.read_text())
+        needed = NEEDED_OF_LAPO if is_lapo(result) else NEEDED
+        if missing := needed - flatten(result).keys():
+            raise KeyError(", ".join(sorted(missing)))
+        return result, file_name(result)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise InputError(
+            f"{path} is no whole result of a run ({type(error).__name__}: {error}); put it "
+            "back, or remove it"
+        ) from error
 
 
 def read_cells(directory: Path) -> Cells:
@@ -284,7 +295,7 @@ def mean_and_interval(results: Sequence[Result]) -> tuple[float, float]:
 
 def estimate(results: Sequence[Result]) -> Estimate:
     """Mean final return of a cell's seeds; its interval by the bootstrap where there are many."""
-    if len(results) >= BOOTSTRAP_FROM:
+    if len(results) >= statistics.BOOTSTRAP_FROM:
         return aggregate(statistics.mean, [results])
     mean, half = mean_and_interval(results)
     return Estimate(mean, mean - half, mean + half)
@@ -309,16 +320,34 @@ def difference(a: Sequence[Result], b: Sequence[Result]) -> tuple[float, float] 
     Seeds share their labelled trajectories, so the difference is taken seed by seed (paired). None
     where no seed is shared.
     """
+    gains, error = _gains(a, b)
+    if len(gains) < 2:
+        return (float(gains[0]), 1.96 * error) if len(gains) else None
+    return float(gains.mean()), statistics.student_half_width(gains)
+
+
+def average_difference(
+    cells: Sequence[tuple[Sequence[Result], Sequence[Result]]]
+) -> Estimate | None:
+    """The mean over cells (a, b) of `difference`; None where one shares no seed.
+
+    Its interval is the stratified bootstrap's over cells of paired differences.
+    """
+    found = [_gains(a, b) for a, b in cells]
+    if not found or any(not len(gains) for gains, _ in found):
+        return None
+    strata, errors = zip(*found, strict=True)
+    low, high = statistics.bootstrap_interval(statistics.mean, strata, errors)
+    return Estimate(float(statistics.mean(strata)), float(low), float(high))
+
+
+def _gains(a: Sequence[Result], b: Sequence[Result]) -> tuple[np.ndarray, float]:
+    """Returns of a minus those of b by seed, and the standard error by episodes of the first."""
     other = {result["seed"]: result["evaluation"] for result in b}
     pairs = [(r["evaluation"], other[r["seed"]]) for r in a if r["seed"] in other]
-    gains = [x["return_mean"] - y["return_mean"] for x, y in pairs]
-    if len(gains) < 2:
-        return next(
-            ((g, float(np.hypot(x["return_ci95"], y["return_ci95"])))
-             for g, (x, y) in zip(gains, pairs, strict=True)),
-            None,
-        )
-    return float(np.mean(gains)), statistics.student_half_width(gains)
+    gains = np.array([x["return_mean"] - y["return_mean"] for x, y in pairs])
+    halves = [np.hypot(x["return_ci95"], y["return_ci95"]) for x, y in pairs[:1]]
+    return gains, float(sum(halves)) / 1.96
 
 
 def average(results: Sequence[Result], section: str, key: str) -> float:

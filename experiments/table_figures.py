@@ -195,10 +195,20 @@ def _decoding(result: Result, count: int) -> dict[str, float]:
 def _over_games(
     games: dict[str, list[Result]], row_of: Callable[[Result], dict[str, float]]
 ) -> Estimate:
-    """The mean over games of what `row_of` finds in a run, which has return_ci95 and normalised."""
+    """The mean over games of what `row_of` finds in a run, the random policy at 0, the data's at 1.
+
+    row_of: run -> what has return_mean and return_ci95, as the two references do.
+    """
+    with_error = lambda x: (x["return_mean"], x["return_ci95"])
     strata, errors = [], []
     for runs in games.values():
-        strata.append(np.array([row_of(run)["normalised"] for run in runs]))
-        errors.append(row_of(runs[0])["return_ci95"] / 1.96 / _normaliser(runs[0]))
+        placed = [
+            statistics.between(
+                *map(with_error, (row_of(run), run["random_policy"], run["data_policy"]))
+            )
+            for run in runs
+        ]
+        strata.append(np.array([place for place, _ in placed]))
+        errors.append(placed[0][1] / 1.96)
     low, high = statistics.bootstrap_interval(statistics.mean, strata, errors)
     return Estimate(float(statistics.mean(strata)), float(low), float(high))

@@ -2,9 +2,10 @@
 
 A value is a mean return / 10 with a 95% interval. Of a cell: the bootstrap over its seeds from five
 on, Student's t over two to four (a bootstrap of so few is far too narrow), over the episodes of a
-single seed, which says nothing of other seeds. Of the average: the stratified bootstrap over data
-sets, in which a cell of one seed varies by its episodes. Agents that learned on one world model
-count as one seed, by their mean.
+single seed, which says nothing of other seeds. Of the average, and of its differences: the
+stratified bootstrap over data sets, in which a cell of one seed varies by its episodes and the mean
+of one of two to four seeds by Student's t. Agents that learned on one world model count as one
+seed, by their mean.
 
 The average is over the rows in which every column that has any result has one.
 """
@@ -22,6 +23,7 @@ from experiments.raw_results import (
     Result,
     aggregate,
     average,
+    average_difference,
     difference,
     estimate,
 )
@@ -33,15 +35,18 @@ NAMES = {
     "td3_bc": "TD3+BC",
     "c_lap": "C-LAP",
     "idm_td3_bc": "IDM-TD3+BC",
+    "bc": "cloning",
     "lawm": "LAWM",
 }
+OTHERS = tuple(name for name in NAMES if name != "lawm")
+CRITICS = tuple(name for name in NAMES if name != "bc")  # those that have one
 SCARCE = ("td3_bc", "c_lap", "idm_td3_bc", "lawm")  # see few labels
 LABELS = ("5%", "1%")
 DIAGNOSTICS = (
     "lawm_decoded_action_error", "idm_decoded_action_error", "idm_unlabelled_action_error",
     "action_variance", "lawm_prior_action_variance", "c_lap_prior_action_variance",
     "lawm_open_loop_error_5", "c_lap_open_loop_error_5",
-    *(f"{method}_overestimation" for method in NAMES),
+    *(f"{method}_overestimation" for method in CRITICS),
 )
 Rows = dict[str, dict[str, list[Result]]]  # "task/dataset" -> column -> its seeds
 
@@ -117,7 +122,7 @@ def diagnostics(cells: Cells) -> list[list[str]]:
                     for name in ("prior_action_variance", "open_loop_error_5")
                     for runs in (lawm, c_lap)
                 ),
-                *(average(row.get(m, []), "evaluation", "value_overestimation") for m in NAMES),
+                *(average(row.get(m, []), "evaluation", "value_overestimation") for m in CRITICS),
             ]
             lines.append([name, labels, *("" if np.isnan(x) else f"{x:.4g}" for x in values)])
     return lines
@@ -135,7 +140,8 @@ def markdown(cells: Cells) -> str:
         parts += _table(rows_of(cells, labels), labels)
     parts.append(
         "## LAWM minus the others, return / 10\n\nPaired by seed, as methods share their labelled "
-        "trajectories; Student's t over seeds, or over episodes where one seed is shared."
+        "trajectories; Student's t over seeds, or over episodes where one seed is shared. Averages "
+        "are over the same rows as above."
     )
     parts.append(_differences(cells))
     parts.append(
@@ -185,13 +191,22 @@ def _form(value: Estimate, seeds: int | None) -> str:
 def _differences(cells: Cells) -> str:
     lines = []
     for labels in LABELS:
-        for name, row in rows_of(cells, labels).items():
-            if "lawm" not in row:
-                continue
-            gains = [difference(row["lawm"], row.get(column, [])) for column in NAMES]
-            shown = [f"{g[0] / 10:.1f} ± {g[1] / 10:.1f}" if g else "-" for g in gains[:-1]]
-            lines.append([name, labels, *shown])
-    return markdown_table(["data set", "labels", *list(NAMES.values())[:-1]], lines)
+        rows = {name: row for name, row in rows_of(cells, labels).items() if "lawm" in row}
+        for name, row in rows.items():
+            gains = [difference(row["lawm"], row.get(column, [])) for column in OTHERS]
+            lines.append([
+                name, labels, *(f"{g[0] / 10:.1f} ± {g[1] / 10:.1f}" if g else "-" for g in gains)
+            ])
+        shared = shared_rows(rows).values()
+        means = [
+            average_difference([(row["lawm"], row.get(column, [])) for row in shared])
+            for column in OTHERS
+        ]
+        if any(means):
+            lines.append([
+                "average", labels, *(_form(x.scaled(0.1), None) if x else "-" for x in means)
+            ])
+    return markdown_table(["data set", "labels", *(NAMES[column] for column in OTHERS)], lines)
 
 
 def markdown_table(heads: list[str], lines: list[list[str]]) -> str:

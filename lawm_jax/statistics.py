@@ -8,11 +8,13 @@ in an aggregate, however many runs it has. The functions of strata also take res
 from collections.abc import Callable, Sequence
 
 import numpy as np
+from scipy import stats
 
 Strata = Sequence[np.ndarray]
 
 # Two-sided 95% quantiles of Student's t for 2, 3, ... values.
 STUDENT = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
+BOOTSTRAP_FROM = 5  # runs of a task; of fewer the bootstrap's interval is far too narrow
 
 
 def student_half_width(values: Sequence[float]) -> float:
@@ -22,6 +24,23 @@ def student_half_width(values: Sequence[float]) -> float:
     """
     error = float(np.std(values, ddof=1)) / len(values) ** 0.5
     return STUDENT[min(len(values), 10) - 2] * error
+
+
+def between(
+    value: tuple[float, float], zero: tuple[float, float], one: tuple[float, float]
+) -> tuple[float, float]:
+    """Where a mean lies from `zero` at 0 to `one` at 1, with the half-width of its interval.
+
+    Each is a mean and its half-width, independent of the others; their errors are propagated to
+    first order.
+
+    Raises:
+      ZeroDivisionError: `zero` and `one` are equal.
+    """
+    length = one[0] - zero[0]
+    place = (value[0] - zero[0]) / length
+    parts = (value[1], (1 - place) * zero[1], place * one[1])
+    return place, float(np.linalg.norm(parts)) / abs(length)
 
 
 def mean(strata: Strata) -> np.ndarray:
@@ -67,7 +86,8 @@ def bootstrap_interval(
 ) -> tuple[np.ndarray, np.ndarray]:
     """The 95% percentile interval of a statistic under the stratified bootstrap (section 4.1).
 
-    Runs are drawn with replacement within each task.
+    Runs are drawn with replacement within each task. Those of a task with fewer than BOOTSTRAP_FROM
+    of them are then moved together, so that their mean is distributed by Student's t.
 
     Args:
       statistic: as the functions above; of shape [...] -> low and high of that shape.
@@ -79,7 +99,14 @@ def bootstrap_interval(
     for n, runs in enumerate(strata):
         if len(runs) == 1 and errors is not None:
             drawn.append(rng.normal(runs[0], errors[n], (samples, 1)))
-        else:
-            drawn.append(runs[rng.integers(len(runs), size=(samples, len(runs)))])
+            continue
+        picked = runs[rng.integers(len(runs), size=(samples, len(runs)))]
+        if 1 < len(runs) < BOOTSTRAP_FROM:
+            error = runs.std(ddof=1) / len(runs) ** 0.5
+            # Every quantile once, in random order: chance would blur tails as long as these.
+            quantile = (rng.permutation(samples) + 0.5) / samples
+            centre = runs.mean() + error * stats.t.ppf(quantile, len(runs) - 1)
+            picked = picked - picked.mean(-1, keepdims=True) + centre[:, None]
+        drawn.append(picked)
     low, high = np.quantile(statistic(drawn), (0.025, 0.975), axis=0)
     return low, high

@@ -33,6 +33,17 @@ def command(job, where):
     return [sys.executable, __file__, "run", str(where.of(job)), job.name]
 
 
+def result_of(config):
+    """The least that a raw result has."""
+    return {
+        "config": config,
+        "seed": 0,
+        "dataset": {"name": "walker_walk/some", "fingerprint": "f00"},
+        "evaluation": {"return_mean": 1.0, "return_ci95": 0.1},
+        "wall_clock_seconds": 1.0,
+    }
+
+
 def stub(workdir, name):
     """Counts to STEPS, printing every step; the job "bad" fails."""
     stopped = []
@@ -50,10 +61,7 @@ def stub(workdir, name):
         if stopped:
             saved.write_text(str(step))
             return 75
-    result = {
-        "config": config_of(name), "seed": 0, "dataset": {"name": "walker_walk/some"},
-        "evaluation": {"return_mean": 1.0},
-    }
+    result = result_of(config_of(name))
     (workdir / "results.json").write_text(json.dumps(result))
     return 0
 

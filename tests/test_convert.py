@@ -139,6 +139,9 @@ def test_hdf5_without_marks_or_without_h5py(tmp_path, monkeypatch):
     write_hdf5(tmp_path / "0.hdf5", dreamer(episode(5)))
     with pytest.raises(InputError, match="needs one of is_first, step_type"):
         list(convert.read_vd4rl(tmp_path, KEYS))
+    write_hdf5(tmp_path / "0.hdf5", dreamer(episode(5), discount=np.ones(6)))  # time limits alone
+    with pytest.raises(InputError, match="its discount is nowhere 0"):
+        list(convert.read_vd4rl(tmp_path, KEYS))
     monkeypatch.setitem(sys.modules, "h5py", None)
     with pytest.raises(InputError, match="the extra 'hdf5'"):
         list(convert.read_vd4rl(tmp_path, KEYS))

@@ -94,6 +94,7 @@ def test_a_run_leaves_its_results(place, finished):
                 *results["offline_distillation"], *results["online_decoding"], *results["scratch"]):
         assert row["episodes"] == EPISODES and row["return_ci95"] >= 0.0
         assert row["normalised"] == pytest.approx((row["return_mean"] - random) / (data - random))
+        assert row["normalised_ci95"] >= row["return_ci95"] / abs(data - random)
     assert "probe_accuracy" in results["metrics"]["untrained_idm"]
     assert "supervised_idm_accuracy" in results["metrics"]["supervised_idm"]
     assert re.fullmatch("[0-9a-f]{64}", results["state_digest"])

@@ -65,6 +65,10 @@ GOOD = "--config.data.name=toy/good"
             "walker_walk,tiny", ["--config.world_model.kl_balance=3.0"],
             "world_model.kl_balance is 3.0; it must be in",
         ),
+        (
+            "walker_walk,tiny", ["--config.world_model.gradient_clip=-1.0"],
+            "world_model.gradient_clip is -1.0; it must be positive",
+        ),
         ("walker_walk,medum", [], "configs/dmc.py: 'medum' is neither a dataset (expert, medium,"),
         (
             "walker_walk,tiny", ["--config.data.name=toy/missing"],

@@ -180,10 +180,18 @@ def test_two_hosts_do_one_job(place, finished):
 
 
 def test_seeds_side_by_side(place, finished):
-    """Each has results of its own, and the run's are their means."""
+    """Each has results of its own, and the run's are their means, though trajectories differ."""
+    trajectories = read_dataset(place / "data", DATASET).trajectories
+    for n, length in enumerate([20, 100, 333] * 6):  # the seeds hold out some of either
+        one = trajectories[n]
+        trajectories[n] = dataclasses.replace(
+            one, observation=one.observation[: length + 1], action=one.action[:length],
+            reward=one.reward[:length],
+        )
+    write_dataset(place / "data", "walker_walk/uneven", trajectories, {})
     code, _, error = finish(start(
         place, "seeds", "--config.num_seeds=2", "--config.world_model.steps=20",
-        "--config.agent.steps=20",
+        "--config.agent.steps=20", "--config.data.name=walker_walk/uneven",
     ))  # fmt: skip
     assert code == 0, error
     results = read_results(place / "seeds")

@@ -97,6 +97,8 @@ def test_an_unknown_game_or_preset_is_refused():
     ("scratch.frames", 100, "scratch.frames is 100, less than one rollout"),
     ("online.supervised_capacity", 0, "online.supervised_capacity is 0; it must be >= 1"),
     ("distillation.gradient_clip", -1.0, "distillation.gradient_clip is -1.0; it must be >= 0"),
+    ("scratch.gradient_clip", 0.0, "scratch.gradient_clip is 0.0; it must be positive"),
+    ("online.entropy", -0.1, "online.entropy is -0.1; it must be >= 0"),
     ("cloning.learning_rate", 0.0, "cloning.learning_rate is 0.0; it must be positive"),
 ])
 def test_settings_that_cannot_be(key, value, message):

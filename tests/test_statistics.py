@@ -6,7 +6,7 @@ from scipy import stats
 from lawm_jax import statistics
 
 RNG = np.random.default_rng(7)
-EQUAL = [RNG.normal(n, 1.0, 4) for n in range(3)]
+EQUAL = [RNG.normal(n, 1.0, 8) for n in range(3)]
 UNEQUAL = [RNG.normal(n, 1.0, size) for n, size in enumerate((1, 2, 3))]
 
 
@@ -28,6 +28,14 @@ def test_performance_profile_is_the_share_of_runs_above():
     profile = statistics.performance_profile(thresholds)(UNEQUAL)
     expected = [np.mean(replicated(UNEQUAL) > threshold) for threshold in thresholds]
     np.testing.assert_allclose(profile, expected)
+
+
+def test_a_mean_between_two_others_has_their_errors_too():
+    place, half = statistics.between((7.4, 0.4), (4.9, 0.5), (10.0, 0.1))
+    normal = lambda mean, half: RNG.normal(mean, half / 1.96, 200_000)
+    value, zero, one = normal(7.4, 0.4), normal(4.9, 0.5), normal(10.0, 0.1)
+    drawn = (value - zero) / (one - zero)
+    np.testing.assert_allclose([place, half], [2.5 / 5.1, 1.96 * drawn.std()], rtol=0.02)
 
 
 def test_mean_weighs_tasks_not_runs():
@@ -64,6 +72,15 @@ def test_a_task_of_one_run_varies_by_its_error_only_where_that_is_known():
     assert statistics.bootstrap_interval(statistics.mean, strata) == (2.0, 2.0)
     low, high = statistics.bootstrap_interval(statistics.mean, strata, errors=[2.0, 9.0])
     np.testing.assert_allclose([low, high], [2 - 1.96, 2 + 1.96], atol=0.15)
+
+
+def test_the_mean_of_few_runs_is_drawn_by_students_t():
+    runs = np.array([400.0, 430.0, 490.0])
+    for strata, share in (([runs], 1.0), ([runs, np.array([7.0])], 0.5)):
+        low, high = statistics.bootstrap_interval(statistics.mean, strata)
+        half = share * statistics.student_half_width(runs)
+        centre = statistics.mean(strata)
+        np.testing.assert_allclose([low, high], [centre - half, centre + half], rtol=0.01)
 
 
 def test_every_statistic_takes_resampled_strata():

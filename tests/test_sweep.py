@@ -121,7 +121,7 @@ def test_raw_results_that_were_kept_are_not_run_again(tmp_path):
     folder = tmp_path / "results" / "dmc"
     folder.mkdir(parents=True)
     config = {key: x for key, x in job.config.items() if key != "task"}  # which came later
-    kept = {"config": config, "seed": 0, "dataset": {"name": "walker_walk/some"}}
+    kept = stub_sweep.result_of(config)
     (folder / "old.json").write_text(json.dumps(kept))
     assert sweep.run([job], place(tmp_path), 1, stub_sweep.command) == 0
     assert not place(tmp_path).log(job).exists()
@@ -139,10 +139,7 @@ def test_a_job_whose_result_could_not_be_kept_does_not_run(tmp_path, capfd):
     job, other = jobs("ab")
     folder = tmp_path / "results" / "dmc"
     folder.mkdir(parents=True)
-    kept = {
-        "config": job.config | {"agent": {"steps": 5}}, "seed": 0,
-        "dataset": {"name": "walker_walk/some"},
-    }
+    kept = stub_sweep.result_of(job.config | {"agent": {"steps": 5}})
     (folder / "kept.json").write_text(json.dumps(kept))
     assert sweep.run([job, other], place(tmp_path), 1, stub_sweep.command) == 1
     assert not place(tmp_path).log(job).exists() and steps(tmp_path, "b")
@@ -182,7 +179,7 @@ def test_a_kept_result_from_before_agents_had_seeds_is_of_the_runs_own(tmp_path)
     (job,) = jobs(["bad"])
     folder = tmp_path / "results" / "dmc"
     folder.mkdir(parents=True)
-    kept = {"config": job.config, "seed": 0, "dataset": {"name": "walker_walk/some"}}
+    kept = stub_sweep.result_of(job.config)
     (folder / "old.json").write_text(json.dumps(kept))
     for seed, code in ((-1, 0), (1, 1)):  # the second is run, and fails
         agent = dataclasses.replace(job, config={**job.config, "agent": {"seed": seed}})

@@ -11,12 +11,13 @@ from test_report import result
 from configs.table import get_config
 from experiments import raw_results, table, table_figures, table_jobs, table_report
 from experiments.identity import same_config
+from lawm_jax import statistics
 from lawm_jax.errors import InputError
 
 ROWS = [f"{task}/medium_replay" for task in ("cheetah_run", "hopper_stand", "walker_walk")]
 ROOT = Path(__file__).parent.parent
 RUNS = Path("runs")
-COLUMNS = ("td3_bc_oracle", "c_lap_oracle", "td3_bc", "c_lap", "idm_td3_bc", "lawm")
+COLUMNS = ("td3_bc_oracle", "c_lap_oracle", "td3_bc", "c_lap", "idm_td3_bc", "bc", "lawm")
 
 
 def read_csv(path):
@@ -82,13 +83,34 @@ def test_cells_and_averages_by_hand(raw, tmp_path):
     assert walker["td3_bc_oracle"] == "90.00" and walker["idm_td3_bc"] == ""
     # only walker has each of the three filled columns
     assert [rows["average"][column] for column in COLUMNS] == [
-        "90.00", "", "", "30.00", "", "55.00"
+        "90.00", "", "", "30.00", "", "", "55.00"
     ]
     assert read_csv(tmp_path / "table_1pct.csv")["walker_walk/medium_replay"]["lawm"] == ""
     (results / "dmc" / "6.json").unlink()  # the oracle: now walker and cheetah share the columns
     assert rebuild(f"--results={results}", f"--out={tmp_path}") == 0
     average = read_csv(tmp_path / "table_5pct.csv")["average"]
     assert (average["c_lap"], average["lawm"]) == ("20.00", "32.50")
+
+
+def test_differences_of_averages_are_paired_by_seed(raw):
+    """Three seeds of walker_walk by Student's t, one of cheetah_run by its episodes."""
+    both = []
+    for method, returns in (("lawm", (500.0, 300.0, 400.0)), ("c_lap", (410.0, 190.0, 300.0))):
+        both += [result(method, 0.05, seed, mean) for seed, mean in enumerate(returns)]
+        cheetah = result(method, 0.05, 0, returns[0] - 100.0)
+        cheetah["config"]["task"] = "cheetah_run"
+        cheetah["dataset"] |= {"name": "cheetah_run/medium_replay_400", "fingerprint": "ba4"}
+        both.append(cheetah)
+    cells = table.read_cells(raw(*both) / "dmc")
+    rows = table_report.rows_of(cells, "5%")
+    found = raw_results.average_difference([(row["lawm"], row["c_lap"]) for row in rows.values()])
+    assert found.mean == pytest.approx((100 + 90) / 2)  # of gains 90, 110, 100 and 90
+    gains = np.array([90.0, 110.0, 100.0])
+    few = statistics.student_half_width(gains)
+    episodes = np.hypot(7.0, 7.0)  # of `result`'s runs
+    assert max(few, episodes) / 2 < (found.high - found.low) / 2 < (few + episodes) / 2
+    assert table_report.markdown(cells).count("| average | 5% |") == 1
+    assert raw_results.average_difference([(rows["walker_walk/medium_replay"]["lawm"], [])]) is None
 
 
 def test_oracles_end_the_curves_over_label_fractions(raw):
@@ -117,8 +139,8 @@ def lapo_result(game, seed, returns, data=10.0, temperature=1.0):
         },
         "seed": seed,
         "dataset": {"name": f"{game}/scripted", "fingerprint": "one"},
-        "random_policy": {"return_mean": 0.0},
-        "data_policy": {"return_mean": data},
+        "random_policy": {"return_mean": 0.0, "return_ci95": 0.0},
+        "data_policy": {"return_mean": data, "return_ci95": 0.0},
         "behaviour_cloning": played(0.9 * data),
         "offline_decoding": [{"labels": n, **played(mean)} for n, mean in returns.items()],
     }
@@ -133,8 +155,9 @@ def test_lapo_curves_are_means_over_games_at_shared_label_counts(tmp_path):
     assert list(curves["lapo"]) == [16]
     mean, low, high = curves["lapo"][16]
     np.testing.assert_allclose(mean, (0.3 + 0.5) / 2)
-    # maze from its two seeds, miner by its episodes: a standard error of 0.025, halved
-    assert 0.33 < low < 0.34 and 0.46 < high < 0.47
+    # maze from its two seeds by Student's t, miner by its episodes (a standard error of 0.025)
+    half = statistics.student_half_width([0.2, 0.4]) / 2
+    np.testing.assert_allclose([low, high], [0.4 - half, 0.4 + half], rtol=0.05)
     np.testing.assert_allclose(curves["behaviour_cloning"][16].mean, 0.9)
     (tmp_path / "maze.json").write_text(json.dumps(results[0]))
     (path,) = table_figures.write_lapo(tmp_path, tmp_path)
@@ -172,6 +195,7 @@ def test_methods_of_lapo_are_compared_on_games_that_all_have():
     ('{"config"', "is no whole result of a run"),
     ("{}", "is no whole result of a run"),
     ("[]", "is no whole result of a run"),
+    ("half", r"is no whole result of a run .*evaluation.return_mean"),
     (None, "are results of one run; remove one"),
     ("lapo", "is of LAPO, and the others are not; keep it in another directory"),
 ])
@@ -180,6 +204,8 @@ def test_raw_results_that_cannot_be_are_refused(raw, content, message):
     results = raw(whole) / "dmc"
     if content in (None, "lapo"):
         content = json.dumps(whole if content is None else lapo_result("maze", 0, {16: 2.0}))
+    if content == "half":
+        content = json.dumps(whole | {"evaluation": {"return_ci95": 1.0}})
     (results / "other.json").write_text(content)
     with pytest.raises(InputError, match=f"other.json .*{message}"):
         raw_results.read(results)

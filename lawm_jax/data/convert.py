@@ -109,7 +109,14 @@ def _episode_starts(arrays: Mapping[str, Any], rows: int, path: epath.Path) -> l
     elif "is_last" in arrays:
         first[1:] = _rows(arrays, "is_last", rows, path)[:-1, 0] > 0
     elif "discount" in arrays:
-        first[1:] = _rows(arrays, "discount", rows, path)[:-1, 0] == 0
+        ends = _rows(arrays, "discount", rows, path)[:, 0] == 0
+        if path.suffix != ".npz" and not ends.any():
+            # Episodes that end by a time limit have a discount of 1 throughout.
+            raise InputError(
+                f"{path}: its discount is nowhere 0, which does not tell episodes apart; it needs "
+                "is_first, step_type or is_last"
+            )
+        first[1:] = ends[:-1]
     elif path.suffix != ".npz":
         raise InputError(
             f"{path}: needs one of is_first, step_type, is_last, discount to tell episodes apart; "

@@ -114,7 +114,8 @@ def _check_counts(config: ConfigDict) -> None:
 
 def _check_ppo(config: ConfigDict, section: str) -> None:
     check_counts(config, section, "frames", "envs", "horizon", "minibatches", "epochs")
-    check_positive(config, section, "learning_rate", "clip")
+    check_positive(config, section, "learning_rate", "clip", "gradient_clip", "reward_clip")
+    check_not_negative(config, section, "entropy", "value")
     check_below_one(config, section, "discount")
     check_share(config, section, "lambda_")
     ppo = config[section]

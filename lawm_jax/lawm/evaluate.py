@@ -26,6 +26,7 @@ from lawm_jax.lawm.world_model import (
 
 OPEN_LOOP_CONTEXT = 10  # observations filtered before a prediction
 OPEN_LOOP_STEPS = (1, 5, 10, 25)  # how far ahead predictions are scored
+PIECE = OPEN_LOOP_CONTEXT + max(OPEN_LOOP_STEPS)  # steps of a held-out trajectory scored at once
 CHUNK = 100  # trajectories filtered at once: bounds memory
 PRIOR_DRAWS = 32  # latent actions of the prior that are decoded in a state
 
@@ -99,18 +100,18 @@ def prediction_errors(
     the inverse-dynamics path decodes from the observations alone, reported where `decode` says that
     the model has learned one; `action_variance` is what always guessing the mean would score.
     `prior_action_variance` is the variance, within a state, of the actions that the latent-action
-    prior decodes to: how wide that prior is, before a policy's support is cut from it.
+    prior decodes to: how wide that prior is, before a policy's support is cut from it. Nothing is
+    returned where no trajectory is as long as a piece, PIECE steps.
     """
-    length = OPEN_LOOP_CONTEXT + max(OPEN_LOOP_STEPS)
-    pieces = int(np.min(heldout.length)) // length
-    if not pieces:
+    pieces = heldout.length // PIECE  # of each trajectory
+    places = [(i, n) for i in range(pieces.max()) for n in np.flatnonzero(pieces > i)]
+    if not places:
         return {}
 
     def cut(x: np.ndarray, size: int) -> np.ndarray:
-        x = np.stack([x[:, i * length : i * length + size] for i in range(pieces)])
-        return np.moveaxis(x.reshape(-1, *x.shape[2:]), 0, 1)
+        return np.stack([x[n, i * PIECE : i * PIECE + size] for i, n in places], axis=1)
 
-    observation, action = cut(heldout.observation, length + 1), cut(heldout.action, length)
+    observation, action = cut(heldout.observation, PIECE + 1), cut(heldout.action, PIECE)
     return _prediction_errors(
         model, decode, state.params, state.normaliser, observation, action
     )

@@ -116,14 +116,14 @@ def _check(config: ConfigDict) -> None:
     check_below_one(config, "agent", "discount")
     check_positive(
         config, "world_model", "observation_std", "reward_std", "action_std", "min_std",
-        "learning_rate",
+        "learning_rate", "gradient_clip",
     )
-    check_positive(config, "agent", "learning_rate")
+    check_positive(config, "agent", "learning_rate", "gradient_clip")
     check_not_negative(
         config, "agent", "disagreement", "epsilon", "entropy", "prior", "action_entropy"
     )
     check_share(config, "agent", "lambda_", "target_rate")
-    check_share(config, "world_model", "kl_balance")
+    check_share(config, "world_model", "kl_balance", "learning_rate_end")
     check_not_negative(
         config, "world_model", "latent_kl_weight", "driving_noise", "free_nats",
         "inverse_on_labelled", "weight_decay", "latent_action", "warmup_steps",
