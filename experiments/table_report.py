@@ -38,15 +38,15 @@ NAMES = {
     "bc": "cloning",
     "lawm": "LAWM",
 }
+COLUMNS = tuple(name for name in NAMES if name != "bc")  # the paper's
 OTHERS = tuple(name for name in NAMES if name != "lawm")
-CRITICS = tuple(name for name in NAMES if name != "bc")  # those that have one
 SCARCE = ("td3_bc", "c_lap", "idm_td3_bc", "lawm")  # see few labels
 LABELS = ("5%", "1%")
 DIAGNOSTICS = (
     "lawm_decoded_action_error", "idm_decoded_action_error", "idm_unlabelled_action_error",
     "action_variance", "lawm_prior_action_variance", "c_lap_prior_action_variance",
     "lawm_open_loop_error_5", "c_lap_open_loop_error_5",
-    *(f"{method}_overestimation" for method in CRITICS),
+    *(f"{method}_overestimation" for method in COLUMNS),  # cloning has no critic
 )
 Rows = dict[str, dict[str, list[Result]]]  # "task/dataset" -> column -> its seeds
 
@@ -93,14 +93,14 @@ def table_estimates(rows: Rows) -> dict[str, dict[str, Estimate]]:
 
 
 def write_csv(path: Path, estimates: Mapping[str, Mapping[str, Estimate]]) -> None:
-    """Writes a table with the columns dataset and, for each method, NAME, NAME_low, NAME_high."""
+    """Writes a table: dataset and, for each of COLUMNS, NAME, NAME_low and NAME_high."""
     ends = ("", "_low", "_high")
     lines = []
     for name, row in estimates.items():
-        values = (row.get(column, (None,) * len(ends)) for column in NAMES)
+        values = (row.get(column, (None,) * len(ends)) for column in COLUMNS)
         cells = ["" if x is None else f"{x:.2f}" for value in values for x in value]
         lines.append([name, *cells])
-    _write_lines(path, ["dataset", *(column + end for column in NAMES for end in ends)], lines)
+    _write_lines(path, ["dataset", *(column + end for column in COLUMNS for end in ends)], lines)
 
 
 def diagnostics(cells: Cells) -> list[list[str]]:
@@ -122,7 +122,7 @@ def diagnostics(cells: Cells) -> list[list[str]]:
                     for name in ("prior_action_variance", "open_loop_error_5")
                     for runs in (lawm, c_lap)
                 ),
-                *(average(row.get(m, []), "evaluation", "value_overestimation") for m in CRITICS),
+                *(average(row.get(m, []), "evaluation", "value_overestimation") for m in COLUMNS),
             ]
             lines.append([name, labels, *("" if np.isnan(x) else f"{x:.4g}" for x in values)])
     return lines
