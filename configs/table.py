@@ -33,6 +33,8 @@ SETTINGS = (
     # The preset's 8 windows with actions would pass over four trajectories 256 times.
     ("lawm", 0.01, "world_model.labelled_rows", 2),
     ("lawm", 0.01, "world_model.unlabelled_rows", 30),
+    ("lawm", 0.02, "world_model.labelled_rows", 4),
+    ("lawm", 0.02, "world_model.unlabelled_rows", 28),
 )
 Config = ml_collections.ConfigDict
 
