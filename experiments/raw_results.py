@@ -22,7 +22,9 @@ PAPER = {
 }
 DATA_KEYS = ("name", "dataset", "trajectories", "train_frames")  # of a config: what names its data
 # What configs/table.py sets apart from an experiment's default: one value a method.
-TABLE_KEYS = ("td3_bc.critic_layer_norm", "world_model.latent_kl_weight")
+TABLE_KEYS = (
+    "td3_bc.critic_layer_norm", "world_model.latent_kl_weight", "agent.prior", "agent.entropy"
+)
 # What of a result tables and figures use of every run; of some there is more.
 NEEDED_OF_LAPO = {"dataset.fingerprint", "data_policy.return_mean", "random_policy.return_mean"}
 NEEDED = {

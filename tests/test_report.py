@@ -78,16 +78,20 @@ def test_plain_and_normalised_critics_do_not_mix(tmp_path):
 
 @pytest.mark.parametrize("labels", [0.05, 0.01])  # of the second: of the same cell or another
 @pytest.mark.parametrize(("method", "mixes"), [("lawm", False), ("td3_bc", True)])
-def test_weights_of_the_latent_kl_do_not_mix_where_they_are_read(tmp_path, method, mixes, labels):
+@pytest.mark.parametrize("key", ["world_model.latent_kl_weight", "agent.prior"])
+def test_settings_of_the_table_do_not_mix_where_they_are_read(
+    tmp_path, key, method, mixes, labels
+):
+    section, _, name = key.partition(".")
     for seed, weight in ((0, 0.3), (1, 1.0)):
         entry = result(method, labels if seed else 0.05, seed, 200.0)
-        entry["config"]["world_model"] = {"latent_kl_weight": weight}
+        entry["config"][section] = {name: weight}
         (tmp_path / "results.json").write_text(json.dumps(entry))
         raw_results.add(tmp_path / "raw", tmp_path)
     if mixes:
         assert raw_results.read_cells(tmp_path / "raw")
         return
-    with pytest.raises(InputError, match="world_model.latent_kl_weight 0.3 and 1.0; keep them"):
+    with pytest.raises(InputError, match=f"{key} 0.3 and 1.0; keep them"):
         raw_results.read_cells(tmp_path / "raw")
 
 
