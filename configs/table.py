@@ -26,7 +26,7 @@ SETTINGS = (
     # LayerNorm in the critics, which diverge without it here where labels are few
     ("td3_bc", None, "td3_bc.critic_layer_norm", True),
     ("idm_td3_bc", None, "td3_bc.critic_layer_norm", True),
-    # LAWM's weight of KL[u], 1, and its weaker pull to the prior did not help C-LAP where tried.
+    # LAWM's weight of KL[u], 1, and its weaker pull to the prior did not clearly help C-LAP.
     ("c_lap", None, "world_model.latent_kl_weight", 0.3),
     ("c_lap", None, "agent.prior", 0.2),
     ("c_lap", None, "agent.entropy", 0.2),

@@ -23,7 +23,8 @@ from experiments.lapo_job import (
     returns_of,
     seed_of,
 )
-from lawm_jax import plots, runner, statistics
+from experiments.raw_results import placed
+from lawm_jax import plots, runner
 from lawm_jax.envs.evaluation import return_summary
 from lawm_jax.envs.procgen import FRAME, NUM_ACTIONS, Procgen
 from lawm_jax.lapo import embed, evaluate, learner, play
@@ -124,9 +125,8 @@ def _normalised(metrics: Metrics, random: Metrics, behaviour: Metrics) -> Metric
     """
     result = {name: metrics[name] for name in ("return_mean", "return_ci95")}
     result["episodes"] = int(metrics["episodes"])
-    with_error = lambda x: (x["return_mean"], x["return_ci95"])
     if random["return_mean"] != behaviour["return_mean"]:
-        place, half = statistics.between(*map(with_error, (metrics, random, behaviour)))
+        place, half = placed(metrics, random, behaviour)
         result |= {"normalised": place, "normalised_ci95": half}
     return result
 

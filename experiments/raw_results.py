@@ -26,7 +26,10 @@ TABLE_KEYS = (
     "td3_bc.critic_layer_norm", "world_model.latent_kl_weight", "agent.prior", "agent.entropy"
 )
 # What of a result tables and figures use of every run; of some there is more.
-NEEDED_OF_LAPO = {"dataset.fingerprint", "data_policy.return_mean", "random_policy.return_mean"}
+NEEDED_OF_LAPO = {
+    "dataset.fingerprint", *(f"{policy}_policy.{key}" for policy in ("data", "random")
+                             for key in ("return_mean", "return_ci95"))
+}
 NEEDED = {
     "dataset.fingerprint", "evaluation.return_mean", "evaluation.return_ci95", "wall_clock_seconds"
 }
@@ -74,11 +77,11 @@ def add(directory: Path, workdir: Path) -> list[Path]:
     source = workdir / "results.json"
     if not source.exists():
         raise InputError(f"{source} not found: the run is not finished")
-    result, _ = _whole(source)
+    result = whole(source)
     read(directory, is_lapo(result))  # so that none of the other kind joins it
     targets = {directory / file_name(one): one for one in of_seeds(result)}
     for target, one in targets.items():
-        kept = _whole(target)[0]["config"] if target.exists() else None
+        kept = whole(target)["config"] if target.exists() else None
         if kept and (other := differing(kept, one["config"])):
             raise InputError(
                 f"{target} holds the result of another configuration ({', '.join(other)}); use "
@@ -139,8 +142,8 @@ def read(directory: Path, lapo: bool = False) -> list[Result]:
     """
     results: dict[str, tuple[Path, Result]] = {}
     for path in sorted(directory.glob("*.json")):
-        result, name = _whole(path)
-        of_lapo = is_lapo(result)
+        result = whole(path)
+        name, of_lapo = file_name(result), is_lapo(result)
         if of_lapo != lapo:
             kind = "is of LAPO, and the others are not" if of_lapo else "is not of LAPO"
             raise InputError(f"{path} {kind}; keep it in another directory")
@@ -150,14 +153,15 @@ def read(directory: Path, lapo: bool = False) -> list[Result]:
     return [result for _, result in results.values()]
 
 
-def _whole(path: Path) -> tuple[Result, str]:
-    """A file's result and the name that it is kept under; InputError unless it has what we use."""
+def whole(path: Path) -> Result:
+    """A file's result; InputError unless it has what tables and figures use of every run."""
     try:
         result = json.loads(path.read_text())
         needed = NEEDED_OF_LAPO if is_lapo(result) else NEEDED
         if missing := needed - flatten(result).keys():
             raise KeyError(", ".join(sorted(missing)))
-        return result, file_name(result)
+        file_name(result)  # which needs more of it
+        return result
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(
             f"{path} is no whole result of a run ({type(error).__name__}: {error}); put it "
@@ -284,6 +288,18 @@ class Estimate(NamedTuple):
         return Estimate(*(factor * value for value in self))
 
 
+def placed(
+    policy: Mapping[str, Any], random: Mapping[str, Any], data: Mapping[str, Any]
+) -> tuple[float, float]:
+    """A policy's mean return, the random one at 0 and the data's at 1, and its 95% half-width.
+
+    Each has return_mean and return_ci95; the two references' means must differ.
+    """
+    return statistics.between(
+        *((x["return_mean"], x["return_ci95"]) for x in (policy, random, data))
+    )
+
+
 def mean_and_interval(results: Sequence[Result]) -> tuple[float, float]:
     """Mean final return of seeds and the half-width of its 95% interval.
 
@@ -348,8 +364,8 @@ def _gains(a: Sequence[Result], b: Sequence[Result]) -> tuple[np.ndarray, float]
     other = {result["seed"]: result["evaluation"] for result in b}
     pairs = [(r["evaluation"], other[r["seed"]]) for r in a if r["seed"] in other]
     gains = np.array([x["return_mean"] - y["return_mean"] for x, y in pairs])
-    halves = [np.hypot(x["return_ci95"], y["return_ci95"]) for x, y in pairs[:1]]
-    return gains, float(sum(halves)) / 1.96
+    halves = [one["return_ci95"] for one in pairs[0]] if pairs else []
+    return gains, float(np.linalg.norm(halves)) / 1.96
 
 
 def average(results: Sequence[Result], section: str, key: str) -> float:

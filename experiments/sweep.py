@@ -2,7 +2,6 @@
 
 import ctypes
 import dataclasses
-import json
 import os
 import re
 import shlex
@@ -152,7 +151,7 @@ def _todo(jobs: list[Job], failed: list[str], place: Place) -> list[Job]:
             failed.append(job.name)
             continue
         results = place.of(job) / "results.json"
-        if results.exists() and json.loads(results.read_text())["config"] == job.config:
+        if results.exists() and raw_results.whole(results)["config"] == job.config:
             print(f"{job.name}: {raw_results.add(place.results / job.group, place.of(job))}")
         else:
             todo.append(job)  # where only the config differs, the run itself says in what

@@ -13,6 +13,7 @@ from experiments.raw_results import (
     check_one_data_set,
     estimate,
     lapo_method,
+    placed,
     read,
 )
 from experiments.table_report import (
@@ -199,16 +200,10 @@ def _over_games(
 
     row_of: run -> what has return_mean and return_ci95, as the two references do.
     """
-    with_error = lambda x: (x["return_mean"], x["return_ci95"])
     strata, errors = [], []
     for runs in games.values():
-        placed = [
-            statistics.between(
-                *map(with_error, (row_of(run), run["random_policy"], run["data_policy"]))
-            )
-            for run in runs
-        ]
-        strata.append(np.array([place for place, _ in placed]))
-        errors.append(placed[0][1] / 1.96)
+        places = [placed(row_of(run), run["random_policy"], run["data_policy"]) for run in runs]
+        strata.append(np.array([place for place, _ in places]))
+        errors.append(places[0][1] / 1.96)
     low, high = statistics.bootstrap_interval(statistics.mean, strata, errors)
     return Estimate(float(statistics.mean(strata)), float(low), float(high))

@@ -182,8 +182,8 @@ def test_two_hosts_do_one_job(place, finished):
 def test_seeds_side_by_side(place, finished):
     """Each has results of its own, and the run's are their means, though trajectories differ."""
     trajectories = read_dataset(place / "data", DATASET).trajectories
-    for n, length in enumerate([20, 100, 333] * 6):  # the seeds hold out some of either
-        one = trajectories[n]
+    for n, one in enumerate(trajectories):
+        length = 20 if n % 2 else 100 + 10 * n  # seed 0 holds out a long one, 1 a short one
         trajectories[n] = dataclasses.replace(
             one, observation=one.observation[: length + 1], action=one.action[:length],
             reward=one.reward[:length],
@@ -201,6 +201,9 @@ def test_seeds_side_by_side(place, finished):
     assert results["evaluation"]["return_mean"] == pytest.approx((first + second) / 2)
     spread = abs(first - second) / 2  # the standard error; 12.706 is Student's t for two
     assert results["evaluation"]["return_ci95"] == pytest.approx(12.706 * spread, rel=1e-6)
+    long, short = (one["metrics"] for one in results["seeds"])
+    assert "action_variance" not in short  # too short for the errors to be measured on
+    assert results["metrics"]["action_variance"] == long["action_variance"] > 0
     added = report.add(place / "raw", place / "seeds")
     assert [path.stem[-5:] for path in added] == ["seed0", "seed1"]
     one = json.loads(added[1].read_text())
