@@ -109,6 +109,7 @@ def _encoder() -> Config:
     encoder.multiplier = 4
     encoder.blocks = (2, 2, 2)  # residual blocks of each stage
     encoder.patch = 0  # 0: IMPALA; else the side of the patches that the frame is cut into
+    encoder.resize = 0  # side that frames are resized to before they are cut into patches
     encoder.pool = False  # largest values of the last map instead of the map: what, not where
     encoder.features = 256
     return encoder

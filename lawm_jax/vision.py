@@ -23,6 +23,8 @@ class EncoderConfig:
       patch: 0 for IMPALA (Espeholt et al., 2018), whose stages start with convolution and pooling.
         Else the frame is cut into patches of this side, the first stage starts with one matmul on
         them and later ones with a matmul on 2 x 2 cells: 10 to 20 times cheaper.
+      resize: 0, or the side in pixels that frames are resized to before they are cut into patches:
+        a multiple of patch and of a game's cells a side makes every patch as many whole cells.
       pool: take each channel's largest value on the last map instead of the whole map, so that the
         network tells what there is but hardly where (near a border or within a patch, at most).
       features: width of the fully connected layer.
@@ -33,6 +35,7 @@ class EncoderConfig:
     multiplier: int = 4
     blocks: tuple[int, ...] = (2, 2, 2)
     patch: int = 0
+    resize: int = 0
     pool: bool = False
     features: int = 256
     dtype: str = "float32"
@@ -59,6 +62,17 @@ def from_patches(x: jax.Array, side: int) -> jax.Array:
     return x.reshape(rows, height * side, width * side, channels)
 
 
+def resize(x: jax.Array, side: int) -> jax.Array:
+    """[B, H, W, C] -> [B, side, side, C], bilinear and without aliasing."""
+    return jax.image.resize(x, (x.shape[0], side, side, x.shape[-1]), "linear", antialias=True)
+
+
+def pad(x: jax.Array, side: int) -> jax.Array:
+    """[B, H, W, C] with zeros below and on the right until `side` divides H and W."""
+    rows, columns = (-length % side for length in x.shape[1:3])
+    return jnp.pad(x, ((0, 0), (0, rows), (0, columns), (0, 0)))
+
+
 class ResidualBlock(nn.Module):
     """x + conv(relu(conv(relu(x)))): [B, H, W, C] -> the same."""
 
@@ -80,10 +94,13 @@ class Trunk(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         """Applies the stages and flattens or pools the last map."""
         config, dtype = self.config, jnp.dtype(self.config.dtype)
+        if config.resize:
+            x = resize(x, config.resize)
         for i, (channels, blocks) in enumerate(zip(config.channels, config.blocks, strict=True)):
             channels *= config.multiplier
             if config.patch:
-                x = Dense(channels, dtype=dtype)(to_patches(x, 2 if i else config.patch))
+                side = 2 if i else config.patch
+                x = Dense(channels, dtype=dtype)(to_patches(pad(x, side), side))
             else:
                 x = nn.Conv(channels, (3, 3), dtype=dtype)(x)
                 x = nn.max_pool(x, (3, 3), (2, 2), "SAME")

@@ -71,7 +71,12 @@ def _check_sizes(config: ConfigDict, frame_shape: tuple[int, int, int]) -> None:
                 f"{name}.blocks has {len(encoder.blocks)} numbers and {name}.channels "
                 f"{len(encoder.channels)}; each stage needs one of both"
             )
-        if encoder.patch:
+        if encoder.resize and not encoder.patch:
+            raise InputError(
+                f"{name}.resize is {encoder.resize} and {name}.patch 0; only networks on patches "
+                f"resize frames: set {name}.patch, or {name}.resize to 0"
+            )
+        if encoder.patch and not encoder.resize:
             halvings[f"{name}.patch"] = encoder.patch * 2 ** (len(encoder.channels) - 1)
     for name, side in halvings.items():
         if frame_shape[0] % side or frame_shape[1] % side:
@@ -84,7 +89,7 @@ def _check_sizes(config: ConfigDict, frame_shape: tuple[int, int, int]) -> None:
 def _check_counts(config: ConfigDict) -> None:
     for section in ENCODERS:
         check_counts(config, section, "multiplier", "features")
-        check_not_negative(config, section, "patch")
+        check_not_negative(config, section, "patch", "resize")
     check_counts(config, "fdm", "width", "levels")
     check_not_negative(config, "fdm", "patch")
     check_counts(config, "vq", "books", "codes", "size", "embeddings")
