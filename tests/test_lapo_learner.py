@@ -20,7 +20,16 @@ from lawm_jax.data.frames import FrameWindows, shard_frames, window_steps, windo
 from lawm_jax.lapo import learner, vq
 from lawm_jax.lapo.fdm import FDMConfig, ForwardDynamics
 from lawm_jax.lapo.optimiser import make_optimiser, schedule
-from lawm_jax.vision import EncoderConfig, FrameNetwork, Trunk, from_patches, scale, to_patches
+from lawm_jax.vision import (
+    EncoderConfig,
+    FrameNetwork,
+    Trunk,
+    from_patches,
+    pad,
+    resize,
+    scale,
+    to_patches,
+)
 
 SHAPE = (SIDE, SIDE, 3)
 infer = jax.jit(learner.infer, static_argnums=0)
@@ -47,6 +56,29 @@ def test_patches_are_the_frames_pixels():
     patches = to_patches(jnp.asarray(x), 2)
     np.testing.assert_array_equal(patches[1, 1, 2].reshape(2, 2, 3), x[1, 2:4, 4:6])
     np.testing.assert_array_equal(from_patches(patches, 2), x)
+
+
+@pytest.mark.parametrize(("cells", "side"), [(15, 60), (11, 66), (10, 40)])
+def test_resized_frames_have_a_cell_in_each_patch(cells, side):
+    """A board drawn on 64 pixels, of which cells do not divide, is cut along its cells again."""
+    board = np.random.default_rng(0).uniform(-0.5, 0.5, (2, cells, cells, 3)).astype(np.float32)
+    fine = board.repeat(64, 1).repeat(64, 2)  # `cells` fine pixels to a pixel
+    frames = fine.reshape(2, 64, cells, 64, cells, 3).mean((2, 4))
+    patches = to_patches(resize(jnp.asarray(frames), side), side // cells)
+    means = patches.reshape(2, cells, cells, -1, 3).mean(3)
+    np.testing.assert_allclose(means, board, atol=0.2)
+    assert np.corrcoef(means.ravel(), board.ravel())[0, 1] > 0.98
+    np.testing.assert_allclose(resize(jnp.asarray(frames), 64), frames, atol=1e-6)
+
+
+def test_maps_are_padded_where_patches_and_halvings_do_not_divide_them():
+    x = jnp.ones((1, 3, 4, 2))
+    np.testing.assert_array_equal(pad(x, 2)[:, :3], x)
+    assert pad(x, 2).shape == (1, 4, 4, 2)
+    assert not pad(x, 2)[:, 3].any()
+    encoder = EncoderConfig((4, 6), multiplier=1, blocks=(0, 1), patch=4, resize=60)
+    features = lambda frame: Trunk(encoder).init_with_output(jax.random.key(0), frame)[0]
+    assert features(jnp.zeros((1, 64, 64, 3))).shape == (1, 8 * 8 * 6)  # 15 cells, padded to 16
 
 
 def test_published_sizes():

@@ -83,6 +83,7 @@ def test_an_unknown_game_or_preset_is_refused():
     ("evaluation.temperature", -1.0, "evaluation.temperature is -1.0; it must be >= 0"),
     ("policy.channels", (0,), "policy.channels has 0; each must be a whole number >= 1"),
     ("policy.patch", -1, "policy.patch is -1; it must be >= 0"),
+    ("policy.resize", -60, "policy.resize is -60; it must be >= 0"),
     ("vq.decay", 7.0, "vq.decay is 7.0; it must be in"),
     ("online.decoder.label_smoothing", 2.0, "online.decoder.label_smoothing is 2.0; it must be in"),
     ("cloning.warmup_steps", -1, "cloning.warmup_steps is -1; it must be >= 0"),
@@ -106,6 +107,13 @@ def test_settings_that_cannot_be(key, value, message):
     with config.ignore_type():
         config.update_from_flattened_dict({key: value})
     with pytest.raises(InputError, match=message):
+        resolve(config, SHAPE, ACTIONS)
+
+
+def test_impala_does_not_resize():
+    config = get_config("maze")
+    config.policy.resize = 60
+    with pytest.raises(InputError, match=r"policy.resize is 60 and policy.patch 0; only networks"):
         resolve(config, SHAPE, ACTIONS)
 
 
