@@ -22,6 +22,9 @@ GAMES = (
 PRESETS = ("published", "small", "tiny")
 ACTIONS = 15  # 0 to 8: left, stay, right x down, none, up; 9 to 14: keys that few games use
 ALWAYS = ((0.0, 1.0),)
+# Games drawn as a grid: the side that `small` resizes frames to, of a policy's and of an inverse
+# model's patches. A policy's patch is a cell of the game then.
+GRIDS = {"maze": (60, 4, 8), "miner": (60, 6, 6), "chaser": (66, 6, 6)}
 Config = ml_collections.ConfigDict
 
 
@@ -275,6 +278,9 @@ def _small(config: Config) -> None:
     # Finer patches than the inverse dynamics': a policy has to find its way over the whole frame.
     config.policy.channels, config.policy.multiplier, config.policy.blocks = (64, 64), 1, (0, 2)
     config.policy.patch = 4
+    if config.task in GRIDS:
+        side, config.policy.patch, config.idm.patch = GRIDS[config.task]
+        config.policy.resize = config.idm.resize = side
     config.idm.differences = config.idm.normalise = True
     fdm = config.fdm
     fdm.width, fdm.levels, fdm.patch, fdm.residual = 64, 2, 8, True
