@@ -4,10 +4,13 @@ Networks see frames as x / 255 - 0.5. Parameters are float32; layers compute in 
 """
 
 import dataclasses
+import functools
+import math
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from lawm_jax.nets import Dense
 
@@ -63,8 +66,29 @@ def from_patches(x: jax.Array, side: int) -> jax.Array:
 
 
 def resize(x: jax.Array, side: int) -> jax.Array:
-    """[B, H, W, C] -> [B, side, side, C], bilinear and without aliasing."""
-    return jax.image.resize(x, (x.shape[0], side, side, x.shape[-1]), "linear", antialias=True)
+    """[B, H, W, C] -> [B, side, side, C], bilinear and antialiased, as jax.image.resize.
+
+    That multiplies with matrices that are almost empty, which takes a CPU five to ten times as long.
+    """
+    for axis in (1, 2):
+        taps = _taps(x.shape[axis], side)
+        along = [side if i == axis else 1 for i in range(x.ndim)]
+        parts = (jnp.take(x, i, axis) * w.reshape(along) for i, w in zip(*taps, strict=True))
+        x = functools.reduce(jnp.add, parts)
+    return x
+
+
+@functools.cache
+def _taps(length: int, side: int) -> tuple[np.ndarray, np.ndarray]:
+    """Which of `length` pixels each of `side` is a weighted mean of, and the weights: [K, side]."""
+    step = length / side
+    reach = max(step, 1.0)  # from the middle of a new pixel, in old ones
+    middle = (np.arange(side) + 0.5) * step - 0.5
+    index = np.floor(middle - reach) + 1 + np.arange(math.ceil(2 * reach))[:, None]
+    weights = np.maximum(1.0 - np.abs(index - middle) / reach, 0.0)
+    weights[(index < 0) | (index >= length)] = 0.0
+    weights /= weights.sum(0)
+    return np.clip(index, 0, length - 1).astype(int), weights.astype(np.float32)
 
 
 def pad(x: jax.Array, side: int) -> jax.Array:

@@ -71,6 +71,13 @@ def test_resized_frames_have_a_cell_in_each_patch(cells, side):
     np.testing.assert_allclose(resize(jnp.asarray(frames), 64), frames, atol=1e-6)
 
 
+@pytest.mark.parametrize("side", [7, 8, 16, 12, 19, 60])
+def test_frames_are_resized_as_by_jax(side):
+    x = jax.random.uniform(jax.random.key(0), (2, 16, 16, 3))
+    expected = jax.image.resize(x, (2, side, side, 3), "linear", antialias=True)
+    np.testing.assert_allclose(resize(x, side), expected, atol=1e-5)
+
+
 def test_maps_are_padded_where_patches_and_halvings_do_not_divide_them():
     x = jnp.ones((1, 3, 4, 2))
     np.testing.assert_array_equal(pad(x, 2)[:, :3], x)
