@@ -124,6 +124,7 @@ def _fdm() -> Config:
     fdm.levels = 7  # sizes of maps, with the input's
     fdm.patch = 0  # 0: a U-Net on pixels; else on patches of this side
     fdm.residual = False  # predict the change from the last frame
+    fdm.reach = 0  # pixels that a residual model can move what it sees by, before the change
     return fdm
 
 
@@ -278,11 +279,13 @@ def _small(config: Config) -> None:
     # Finer patches than the inverse dynamics': a policy has to find its way over the whole frame.
     config.policy.channels, config.policy.multiplier, config.policy.blocks = (64, 64), 1, (0, 2)
     config.policy.patch = 4
+    fdm = config.fdm
     if config.task in GRIDS:
         side, config.policy.patch, config.idm.patch = GRIDS[config.task]
         config.policy.resize = config.idm.resize = side
+    else:
+        fdm.reach = 3  # things slide
     config.idm.differences = config.idm.normalise = True
-    fdm = config.fdm
     fdm.width, fdm.levels, fdm.patch, fdm.residual = 64, 2, 8, True
     vq = config.vq
     # codes of z have a mean square of 1, and so have embeddings uniform in +- sqrt(3)

@@ -68,7 +68,7 @@ def from_patches(x: jax.Array, side: int) -> jax.Array:
 def resize(x: jax.Array, side: int) -> jax.Array:
     """[B, H, W, C] -> [B, side, side, C], bilinear and antialiased, as jax.image.resize.
 
-    That multiplies with matrices that are almost empty, which takes a CPU five to ten times as long.
+    That multiplies with matrices that are almost empty, which takes CPUs five to ten times as long.
     """
     for axis in (1, 2):
         taps = _taps(x.shape[axis], side)

@@ -18,7 +18,7 @@ from lapo_small import (
 from lawm_jax import runner
 from lawm_jax.data.frames import FrameWindows, shard_frames, window_steps, windows_at
 from lawm_jax.lapo import learner, vq
-from lawm_jax.lapo.fdm import FDMConfig, ForwardDynamics
+from lawm_jax.lapo.fdm import STAY, FDMConfig, ForwardDynamics, move
 from lawm_jax.lapo.optimiser import make_optimiser, schedule
 from lawm_jax.vision import (
     EncoderConfig,
@@ -88,6 +88,23 @@ def test_maps_are_padded_where_patches_and_halvings_do_not_divide_them():
     assert features(jnp.zeros((1, 64, 64, 3))).shape == (1, 8 * 8 * 6)  # 15 cells, padded to 16
 
 
+def test_pixels_move_where_their_weights_say():
+    """A row down and two columns to the left; pixels from beyond the border are its own."""
+    frames = jax.random.uniform(jax.random.key(0), (2, 6, 8, 3))
+    pick = lambda k: jnp.zeros((2, 6, 8, 5)).at[..., k].set(1000.0)
+    moved = move(frames, across=pick(4), down=pick(1))  # from 2 to the right and 1 above
+    np.testing.assert_allclose(moved[:, 1:, :6], frames[:, :-1, 2:])
+    np.testing.assert_allclose(moved[:, 0, :6], frames[:, 0, 2:])
+    np.testing.assert_allclose(moved[:, 1:, 6], moved[:, 1:, 7])
+    still = move(frames, jnp.zeros((2, 6, 8, 5)), jnp.zeros((2, 6, 8, 5)))
+    assert np.abs(still - frames).max() < 0.15
+    between = jnp.zeros((2, 6, 8, 5)).at[..., 2].set(500.0 - STAY).at[..., 3].set(500.0)
+    halved = move(frames, across=between, down=pick(2))
+    np.testing.assert_allclose(
+        halved[:, :, :-1], (frames[:, :, :-1] + frames[:, :, 1:]) / 2, atol=1e-6
+    )
+
+
 def test_published_sizes():
     """IMPALA x4 ends in 8 x 8 x 128; the U-Net has about 8M parameters (LAPO section 5)."""
     count = lambda tree: sum(x.size for x in jax.tree.leaves(tree))
@@ -102,12 +119,13 @@ def test_published_sizes():
         lambda x: forward.init(jax.random.key(0), x, x, jnp.zeros((1, 128)), train=False), frame
     )
     assert 7.5e6 < count(variables["params"]) < 8.5e6
-    small = ForwardDynamics(FDMConfig(width=64, levels=2, patch=8, residual=True))
-    out = jax.eval_shape(
-        lambda x: small.init_with_output(
-            jax.random.key(0), x, x, jnp.zeros((1, 128)), train=False)[0], frame,
-    )
-    assert out.shape == (1, 64, 64, 3)
+    for patch, levels, reach in ((8, 2, 0), (8, 2, 3), (0, 7, 3)):
+        small = ForwardDynamics(FDMConfig(24, levels, patch, residual=True, reach=reach))
+        out = jax.eval_shape(
+            lambda x, small=small: small.init_with_output(
+                jax.random.key(0), x, x, jnp.zeros((1, 128)), train=False)[0], frame,
+        )
+        assert out.shape == (1, 64, 64, 3)
 
 
 @pytest.mark.parametrize("pool", [False, True])

@@ -110,6 +110,13 @@ def test_settings_that_cannot_be(key, value, message):
         resolve(config, SHAPE, ACTIONS)
 
 
+def test_only_a_residual_model_moves_pixels():
+    config = get_config("maze")
+    config.fdm.reach = 3
+    with pytest.raises(InputError, match=r"fdm.reach is 3 and fdm.residual false; what is moved"):
+        resolve(config, SHAPE, ACTIONS)
+
+
 def test_impala_does_not_resize():
     config = get_config("maze")
     config.policy.resize = 60

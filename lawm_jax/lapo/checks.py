@@ -61,6 +61,11 @@ def _check_sizes(config: ConfigDict, frame_shape: tuple[int, int, int]) -> None:
     fdm = config.fdm
     if not fdm.patch and fdm.levels == 1:
         raise InputError("fdm.levels is 1; a U-Net on pixels has at least 2")
+    if fdm.reach and not fdm.residual:
+        raise InputError(
+            f"fdm.reach is {fdm.reach} and fdm.residual false; what is moved is the last frame, "
+            "which only a residual model adds to: set fdm.residual=true, or fdm.reach=0"
+        )
     halvings = {"fdm.levels": max(fdm.patch, 1) * 2 ** (fdm.levels - 1)}
     for name in ENCODERS:
         encoder = config[name]
@@ -91,7 +96,7 @@ def _check_counts(config: ConfigDict) -> None:
         check_counts(config, section, "multiplier", "features")
         check_not_negative(config, section, "patch", "resize")
     check_counts(config, "fdm", "width", "levels")
-    check_not_negative(config, "fdm", "patch")
+    check_not_negative(config, "fdm", "patch", "reach")
     check_counts(config, "vq", "books", "codes", "size", "embeddings")
     check_not_negative(config, "vq", "commitment", "initial_count", "restart_below")
     check_below_one(config, "vq", "decay")

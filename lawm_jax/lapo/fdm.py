@@ -14,6 +14,8 @@ from lawm_jax.nets import Dense
 from lawm_jax.runner import AXIS
 from lawm_jax.vision import from_patches, scale, to_patches
 
+STAY = 4.0  # of a pixel's own logit in `move`
+
 
 @dataclasses.dataclass(frozen=True)
 class FDMConfig:
@@ -25,6 +27,9 @@ class FDMConfig:
       patch: 0 for a U-Net on pixels. Else the map is of patches of this side, and z enters every
         block by FiLM (scale and shift of the normalised channels).
       residual: predict the change from the last frame instead of the frame.
+      reach: what a residual model adds the change to is the last frame with its pixels moved by up
+        to so many rows and columns, as it predicts as well (`move`); 0 moves nothing. What slides
+        by parts of a patch costs it no change then, and z is left with what the frames do not tell.
       dtype: of the computation, "float32" or "bfloat16".
     """
 
@@ -32,6 +37,7 @@ class FDMConfig:
     levels: int = 7
     patch: int = 0
     residual: bool = False
+    reach: int = 0
     dtype: str = "float32"
 
 
@@ -49,11 +55,40 @@ class ForwardDynamics(nn.Module):
         self, previous: jax.Array, current: jax.Array, z: jax.Array, train: bool
     ) -> jax.Array:
         """uint8 frames [B, H, W, 3], z [B, Z] -> the next frame, scaled, [B, H, W, 3] float32."""
-        previous, current = scale(previous), scale(current)
-        frames = jnp.concatenate([previous, current], -1)
-        network = PatchUNet(self.config) if self.config.patch else UNet(self.config)
+        config, previous, current = self.config, scale(previous), scale(current)
+        # Speeds show in the difference.
+        frames = jnp.concatenate([current - previous if config.reach else previous, current], -1)
+        taps = 2 * config.reach + 1 if config.reach else 0
+        network = (PatchUNet if config.patch else UNet)(config, 3 + 2 * taps)
         out = network(frames, z, train).astype(jnp.float32)
-        return current + out if self.config.residual else jnp.tanh(out) / 2.0
+        if taps:
+            out, across, down = jnp.split(out, [3, 3 + taps], -1)
+            current = move(current, across, down)
+        return current + out if config.residual else jnp.tanh(out) / 2.0
+
+
+def move(frames: jax.Array, across: jax.Array, down: jax.Array) -> jax.Array:
+    """Frames whose pixels are weighted means of those beside them, then of those above and below.
+
+    Neural advection (Finn et al., 2016), a row and a column of weights for each pixel.
+
+    Args:
+      frames: [B, H, W, C].
+      across: [B, H, W, 2 R + 1] logits of the weights of the pixels R to the left to R to the
+        right, to which a constant is added that makes zeros leave frames nearly as they are.
+      down: the same of the pixels R above to R below.
+    """
+    for axis, logits in ((2, across), (1, down)):
+        taps = logits.shape[-1]
+        reach, size = taps // 2, frames.shape[axis]
+        weights = nn.softmax(logits + STAY * (jnp.arange(taps) == reach))
+        width = [(reach, reach) if i == axis else (0, 0) for i in range(frames.ndim)]
+        padded = jnp.pad(frames, width, mode="edge")
+        frames = sum(
+            weights[..., k, None] * jax.lax.slice_in_dim(padded, k, k + size, axis=axis)
+            for k in range(taps)
+        )
+    return frames
 
 
 class NarrowBlock(nn.Module):
@@ -77,10 +112,11 @@ class UNet(nn.Module):
     """
 
     config: FDMConfig
+    out: int
 
     @nn.compact
     def __call__(self, frames: jax.Array, z: jax.Array, train: bool) -> jax.Array:
-        """(frames [B, H, W, 6], z [B, Z]) -> [B, H, W, 3]."""
+        """(frames [B, H, W, 6], z [B, Z]) -> [B, H, W, out]."""
         config, dtype = self.config, jnp.dtype(self.config.dtype)
         conv = functools.partial(nn.Conv, kernel_size=(3, 3), dtype=dtype)
         dense = functools.partial(Dense, dtype=dtype)
@@ -99,7 +135,7 @@ class UNet(nn.Module):
             x = from_patches(dense(4 * width)(x), 2)
             x = NarrowBlock(dtype)(norm()(x))
             x = jnp.concatenate([x, skips.pop()], -1)
-        return dense(3)(NarrowBlock(dtype)(conv(config.width)(x)))
+        return dense(self.out)(NarrowBlock(dtype)(conv(config.width)(x)))
 
 
 class FiLMBlock(nn.Module):
@@ -122,10 +158,11 @@ class PatchUNet(nn.Module):
     """A U-Net on patches: between levels 2 x 2 cells are merged, and parted again, by matmuls."""
 
     config: FDMConfig
+    out: int
 
     @nn.compact
     def __call__(self, frames: jax.Array, z: jax.Array, train: bool) -> jax.Array:
-        """(frames [B, H, W, 6], z [B, Z]) -> [B, H, W, 3]; starts at zero."""
+        """(frames [B, H, W, 6], z [B, Z]) -> [B, H, W, out]; starts at zero."""
         del train
         config, dtype = self.config, jnp.dtype(self.config.dtype)
         dense = functools.partial(Dense, dtype=dtype)
@@ -139,7 +176,7 @@ class PatchUNet(nn.Module):
             up = from_patches(dense(4 * skip.shape[-1])(nn.relu(x)), 2)
             x = FiLMBlock(dtype)(skip + up, z)
         x = nn.relu(nn.LayerNorm(dtype=dtype)(x))
-        out = Dense(config.patch**2 * 3, kernel_init=nn.initializers.zeros)
+        out = Dense(config.patch**2 * self.out, kernel_init=nn.initializers.zeros)
         return from_patches(out(x.astype(jnp.float32)), config.patch)
 
 
