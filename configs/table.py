@@ -85,11 +85,7 @@ def _lapo() -> Config:
     lapo.methods = ("lapo",)  # lapo | lapo_without_vq
     # of experiments.lapo; "" takes the preset's, which decode online as well: half an hour more
     lapo.stages = "latent_action,latent_policy,cloning,supervised_idm,decoder,distillation"
-    # (key of configs/procgen.py, value): every decoder distilled on the latent policy's own trunk,
-    # which takes minutes; the preset's, of one decoder with a trunk of its own, came later
-    lapo.settings = (
-        ("distillation.labels", ()), ("distillation.trunk", False), ("distillation.steps", 1500),
-    )
+    lapo.settings = (("evaluation.episodes", 400),)  # (key of configs/procgen.py, value)
     lapo.seeds = (0,)
     return lapo
 
