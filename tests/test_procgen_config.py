@@ -110,24 +110,15 @@ def test_settings_that_cannot_be(key, value, message):
         resolve(config, SHAPE, ACTIONS)
 
 
-def test_only_a_residual_model_moves_pixels():
+@pytest.mark.parametrize(("key", "value", "message"), [
+    ("fdm.levels", 1, "fdm.levels is 1; a U-Net on pixels has at least 2"),
+    ("fdm.reach", 3, "fdm.reach is 3 and fdm.residual false; what is moved"),
+    ("policy.resize", 60, "policy.resize is 60 and policy.patch 0; only networks on patches"),
+])
+def test_settings_that_the_published_networks_cannot_have(key, value, message):
     config = get_config("maze")
-    config.fdm.reach = 3
-    with pytest.raises(InputError, match=r"fdm.reach is 3 and fdm.residual false; what is moved"):
-        resolve(config, SHAPE, ACTIONS)
-
-
-def test_impala_does_not_resize():
-    config = get_config("maze")
-    config.policy.resize = 60
-    with pytest.raises(InputError, match=r"policy.resize is 60 and policy.patch 0; only networks"):
-        resolve(config, SHAPE, ACTIONS)
-
-
-def test_a_u_net_on_pixels_has_a_lowest_map():
-    config = get_config("maze")
-    config.fdm.levels = 1
-    with pytest.raises(InputError, match=r"fdm.levels is 1; a U-Net on pixels has at least 2"):
+    config.update_from_flattened_dict({key: value})
+    with pytest.raises(InputError, match=message):
         resolve(config, SHAPE, ACTIONS)
 
 
