@@ -301,6 +301,7 @@ def _small(config: Config) -> None:
     config.supervised_idm.steps, config.supervised_idm.rows = 2000, 64
     config.supervised_idm.learning_rate = 1e-3
     config.decoder.labels, config.decoder.calibrate = (16, 64, 256, 1024, 4096), True
+    config.decoder.steps = 200  # more fit what few labels have of actions that nothing shows
     config.stages = config.stages.replace("decoder", "decoder,distillation")
     distillation = config.distillation
     distillation.labels, distillation.trunk = (256,), True
