@@ -6,7 +6,8 @@ GAME is one of the 16 below, PRESET one of
 
   published  the paper's settings (the default): 50,000 + 60,000 steps of networks of 4M to 8M
              parameters and 4M frames online; for an accelerator
-  small      52 minutes for all stages before online on miner, on one CPU core beside other work:
+  small      52 minutes for all stages before online on miner, whose data were there, on one
+             CPU core beside other work, and more on games of no grid (GRIDS):
              networks on patches; an inverse model that pools, for latents of 8 bits; a forward
              error relative to copying the last frame, normalised latents and codes
              (results/tuning_lapo.md)
@@ -22,8 +23,8 @@ GAMES = (
 PRESETS = ("published", "small", "tiny")
 ACTIONS = 15  # 0 to 8: left, stay, right x down, none, up; 9 to 14: keys that few games use
 ALWAYS = ((0.0, 1.0),)
-# Games drawn as a grid: the side that `small` resizes frames to, of a policy's and of an inverse
-# model's patches. A policy's patch is a cell of the game then.
+# Games of cells that things move by (heist's thief slides): the side that `small` resizes frames
+# to, that of a policy's patches, which are cells then, and that of an inverse model's.
 GRIDS = {"maze": (60, 4, 8), "miner": (60, 6, 6), "chaser": (66, 6, 6)}
 Config = ml_collections.ConfigDict
 
