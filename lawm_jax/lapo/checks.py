@@ -81,6 +81,11 @@ def _check_sizes(config: ConfigDict, frame_shape: tuple[int, int, int]) -> None:
                 f"{name}.resize is {encoder.resize} and {name}.patch 0; only networks on patches "
                 f"resize frames: set {name}.patch, or {name}.resize to 0"
             )
+        if 0 < encoder.resize < encoder.patch:
+            raise InputError(
+                f"{name}.resize is {encoder.resize}, less than {name}.patch ({encoder.patch}); "
+                "a frame must have room for a patch"
+            )
         if encoder.patch and not encoder.resize:
             halvings[f"{name}.patch"] = encoder.patch * 2 ** (len(encoder.channels) - 1)
     for name, side in halvings.items():

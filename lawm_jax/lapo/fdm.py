@@ -14,7 +14,7 @@ from lawm_jax.nets import Dense
 from lawm_jax.runner import AXIS
 from lawm_jax.vision import from_patches, scale, to_patches
 
-STAY = 4.0  # of a pixel's own logit in `move`
+OWN_LOGIT = 4.0  # added to that of a pixel's own weight in `move`
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,7 +81,7 @@ def move(frames: jax.Array, across: jax.Array, down: jax.Array) -> jax.Array:
     for axis, logits in ((2, across), (1, down)):
         taps = logits.shape[-1]
         reach, size = taps // 2, frames.shape[axis]
-        weights = nn.softmax(logits + STAY * (jnp.arange(taps) == reach))
+        weights = nn.softmax(logits + OWN_LOGIT * (jnp.arange(taps) == reach))
         width = [(reach, reach) if i == axis else (0, 0) for i in range(frames.ndim)]
         padded = jnp.pad(frames, width, mode="edge")
         frames = sum(
