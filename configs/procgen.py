@@ -23,8 +23,9 @@ GAMES = (
 PRESETS = ("published", "small", "tiny")
 ACTIONS = 15  # 0 to 8: left, stay, right x down, none, up; 9 to 14: keys that few games use
 ALWAYS = ((0.0, 1.0),)
-# Games of cells that things move by (heist's thief slides): the side that `small` resizes frames
-# to, that of a policy's patches, which are cells then, and that of an inverse model's.
+# Games in which things move from cell to cell: the side that `small` resizes frames to, and the
+# sides of a policy's patches, which are cells then, and of an inverse model's. heist has cells as
+# well, but its thief slides.
 GRIDS = {"maze": (60, 4, 8), "miner": (60, 6, 6), "chaser": (66, 6, 6)}
 Config = ml_collections.ConfigDict
 
@@ -277,7 +278,7 @@ def _small(config: Config) -> None:
     data.max_frames = 420_000  # 5.2 GB a split
     config.idm.channels, config.idm.multiplier, config.idm.blocks = (64,), 1, (1,)
     config.idm.patch, config.idm.pool = 8, True
-    # Finer patches than the inverse dynamics': a policy has to find its way over the whole frame.
+    # A policy has to find its way over the whole frame, which takes finer patches.
     config.policy.channels, config.policy.multiplier, config.policy.blocks = (64, 64), 1, (0, 2)
     config.policy.patch = 4
     fdm = config.fdm
@@ -302,7 +303,9 @@ def _small(config: Config) -> None:
     config.supervised_idm.steps, config.supervised_idm.rows = 2000, 64
     config.supervised_idm.learning_rate = 1e-3
     config.decoder.labels, config.decoder.calibrate = (16, 64, 256, 1024, 4096), True
-    config.decoder.steps = 200  # more fit what few labels have of actions that nothing shows
+    # More steps overfit up to hundreds of labels, where some actions show in no frame (against a
+    # wall); with thousands they earned more (results/tuning_lapo.md, eighteenth round).
+    config.decoder.steps = 200
     config.stages = config.stages.replace("decoder", "decoder,distillation")
     distillation = config.distillation
     distillation.labels, distillation.trunk = (256,), True

@@ -5,8 +5,8 @@ from typing import Any
 
 from experiments.methods import experiment_of
 
-# LATER and GONE are for kept results; a work directory that was begun with other keys is refused.
-# Keys that came after results were kept, with the value that their absence stands for.
+# Keys that came after results were kept or work directories begun, with the value that their
+# absence stands for.
 LATER = {
     "num_seeds": 1,
     "world_model.pretrained": "",
@@ -25,7 +25,7 @@ LATER = {
     "td3_bc.critic_layer_norm": False,
     "data.on_device": True,
 }
-# Keys that went, with the value that is now the only one.
+# Keys that went, with the value that is now the only one; for kept results alone.
 GONE = {"latent_action.roll": False}
 # Sections of configs/dmc.py that the methods of one experiment read, and those of the other do not.
 READ_BY = {

@@ -20,7 +20,7 @@ import uuid
 from pathlib import Path
 from typing import IO, Any
 
-from experiments.identity import differences, flatten
+from experiments.identity import LATER, differences, flatten
 from lawm_jax import bucket
 from lawm_jax.errors import InputError, TrainingError
 
@@ -171,7 +171,9 @@ class Workdir:
         before = identity_of(self.address)
         if before is None:
             return False
-        other = differences(flatten(before), flatten(identity))
+        now = flatten(identity)
+        later = {f"config.{key}": value for key, value in LATER.items() if f"config.{key}" in now}
+        other = differences(later | flatten(before), now)
         if other:
             named = ", ".join(difference.removeprefix("config.") for difference in other)
             raise InputError(

@@ -27,7 +27,8 @@ class EncoderConfig:
         Else the frame is cut into patches of this side, the first stage starts with one matmul on
         them and later ones with a matmul on 2 x 2 cells: 10 to 20 times cheaper.
       resize: 0, or the side in pixels that frames are resized to before they are cut into patches:
-        a multiple of patch and of a game's cells a side makes every patch as many whole cells.
+        with a game of N cells a side, N / 2 x patch, N x patch, ... make cells and patches meet.
+        What patch or the halvings do not divide is padded with zeros, which are grey.
       pool: take each channel's largest value on the last map instead of the whole map, so that the
         network tells what there is but hardly where (near a border or within a patch, at most).
       features: width of the fully connected layer.

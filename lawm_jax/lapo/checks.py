@@ -66,6 +66,11 @@ def _check_sizes(config: ConfigDict, frame_shape: tuple[int, int, int]) -> None:
             f"fdm.reach is {fdm.reach} and fdm.residual false; what is moved is the last frame, "
             "which only a residual model adds to: set fdm.residual=true, or fdm.reach=0"
         )
+    if fdm.reach >= min(frame_shape[:2]):
+        raise InputError(
+            f"fdm.reach is {fdm.reach}; pixels of frames of {frame_shape[0]} x {frame_shape[1]} "
+            f"cannot move further than {min(frame_shape[:2]) - 1}"
+        )
     halvings = {"fdm.levels": max(fdm.patch, 1) * 2 ** (fdm.levels - 1)}
     for name in ENCODERS:
         encoder = config[name]

@@ -27,9 +27,10 @@ class FDMConfig:
       patch: 0 for a U-Net on pixels. Else the map is of patches of this side, and z enters every
         block by FiLM (scale and shift of the normalised channels).
       residual: predict the change from the last frame instead of the frame.
-      reach: what a residual model adds the change to is the last frame with its pixels moved by up
-        to so many rows and columns, as it predicts as well (`move`); 0 moves nothing. What slides
-        by parts of a patch costs it no change then, and z is left with what the frames do not tell.
+      reach: pixels, up to which a residual model predicts how far to move each pixel of the last
+        frame, in rows and in columns (`move`), before it adds the change; 0 moves nothing. Sliding
+        things are then predicted without z, which is left with what the frames do not tell. The
+        model sees the last frame's difference from the one before in place of the latter: speeds.
       dtype: of the computation, "float32" or "bfloat16".
     """
 
@@ -56,7 +57,6 @@ class ForwardDynamics(nn.Module):
     ) -> jax.Array:
         """uint8 frames [B, H, W, 3], z [B, Z] -> the next frame, scaled, [B, H, W, 3] float32."""
         config, previous, current = self.config, scale(previous), scale(current)
-        # Speeds show in the difference.
         frames = jnp.concatenate([current - previous if config.reach else previous, current], -1)
         taps = 2 * config.reach + 1 if config.reach else 0
         network = (PatchUNet if config.patch else UNet)(config, 3 + 2 * taps)
@@ -75,7 +75,8 @@ def move(frames: jax.Array, across: jax.Array, down: jax.Array) -> jax.Array:
     Args:
       frames: [B, H, W, C].
       across: [B, H, W, 2 R + 1] logits of the weights of the pixels R to the left to R to the
-        right, to which a constant is added that makes zeros leave frames nearly as they are.
+        right, to which a constant is added that makes zeros leave frames nearly as they are, for
+        an R of a few pixels.
       down: the same of the pixels R above to R below.
     """
     for axis, logits in ((2, across), (1, down)):
