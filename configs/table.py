@@ -85,8 +85,8 @@ def _lapo() -> Config:
     lapo.methods = ("lapo",)  # lapo | lapo_without_vq
     # of experiments.lapo; "" takes the preset's, which decode online as well: half an hour more
     lapo.stages = "latent_action,latent_policy,cloning,supervised_idm,decoder,distillation"
-    # (key of configs/procgen.py, value); the preset's fewer steps of decoders came later
-    lapo.settings = (("evaluation.episodes", 400), ("decoder.steps", 2000))
+    # (key of configs/procgen.py, value)
+    lapo.settings = (("evaluation.episodes", 400),)
     lapo.seeds = (0,)
     return lapo
 
