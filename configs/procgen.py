@@ -7,7 +7,8 @@ GAME is one of the 16 below, PRESET one of
   published  the paper's settings (the default): 50,000 + 60,000 steps of networks of 4M to 8M
              parameters and 4M frames online; for an accelerator
   small      52 minutes for all stages before online on miner, whose data were there, on one
-             CPU core beside other work, and more on games of no grid (GRIDS):
+             CPU core beside other work; more on games of no grid (GRIDS): bigfish, all stages from
+             nothing, 96 minutes on two cores beside other trainings. It has
              networks on patches; an inverse model that pools, for latents of 8 bits; a forward
              error relative to copying the last frame, normalised latents and codes
              (results/tuning_lapo.md)
