@@ -25,7 +25,7 @@ LATER = {
     "td3_bc.critic_layer_norm": False,
     "data.on_device": True,
 }
-# Keys that went, with the value that is now the only one; for kept results alone.
+# Keys that went, with the value that is now the only one.
 GONE = {"latent_action.roll": False}
 # Sections of configs/dmc.py that the methods of one experiment read, and those of the other do not.
 READ_BY = {

@@ -20,7 +20,7 @@ import uuid
 from pathlib import Path
 from typing import IO, Any
 
-from experiments.identity import LATER, differences, flatten
+from experiments.identity import complete, differences
 from lawm_jax import bucket
 from lawm_jax.errors import InputError, TrainingError
 
@@ -171,11 +171,10 @@ class Workdir:
         before = identity_of(self.address)
         if before is None:
             return False
-        now = flatten(identity)
-        later = {f"config.{key}": value for key, value in LATER.items() if f"config.{key}" in now}
-        other = differences(later | flatten(before), now)
+        settings = lambda run: {**run, "config": None} | complete(run["config"])
+        other = differences(settings(before), settings(identity))
         if other:
-            named = ", ".join(difference.removeprefix("config.") for difference in other)
+            named = ", ".join(other)
             raise InputError(
                 f"work directory {self} belongs to another run ({named}); "
                 "choose another --workdir"

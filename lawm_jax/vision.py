@@ -69,8 +69,8 @@ def from_patches(x: jax.Array, side: int) -> jax.Array:
 def resize(x: jax.Array, side: int) -> jax.Array:
     """[B, H, W, C] -> [B, side, side, C], bilinear and antialiased, by jax.image.resize.
 
-    That multiplies with matrices that are almost empty: the fastest on matrix units, but five to
-    ten times as long on CPUs as `resize_by_taps`, which they take.
+    That multiplies with matrices that are almost empty: a third faster than `resize_by_taps` by the
+    TPU compiler's estimate, but five to ten times as long on CPUs, which take that instead.
     """
     shape = (x.shape[0], side, side, x.shape[3])
     by_matrices = functools.partial(jax.image.resize, shape=shape, method="linear")

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from toy_experiment import main as toy_main
 
-from experiments import command_line, launch, workdir
+from experiments import command_line, identity, launch
 from experiments.progress import Progress
 from experiments.summary import summary
 from lawm_jax.errors import InputError
@@ -272,7 +272,7 @@ def test_a_run_that_was_begun_before_a_key_came_goes_on(capsys, monkeypatch):
     known = json.loads(Path("w/config.json").read_text())
     seed = known["config"].pop("seed")
     Path("w/config.json").write_text(json.dumps(known))
-    monkeypatch.setitem(workdir.LATER, "seed", seed)
+    monkeypatch.setitem(identity.LATER, "seed", seed)
     assert run("--config=toy.py", "--workdir=w") == 0
     assert run("--config=toy.py", "--workdir=w", f"--config.seed={seed + 1}") == 2
     assert f"belongs to another run (seed {seed} -> {seed + 1})" in capsys.readouterr().err
