@@ -84,9 +84,7 @@ def same_config(kept: Mapping[str, Any], config: Mapping[str, Any]) -> bool:
     sections that the method does not read. Where a shared world model was found does not matter,
     nor whether finished stages of LAPO were taken or more of them run than are asked for.
     """
-    now = flatten(config)
-    before = {key: value for key, value in LATER.items() if key in now} | flatten(kept)
-    before = {key: x for key, x in before.items() if key not in GONE or x != GONE[key]}
+    before, now = complete(kept), complete(config)
     for flat in (before, now):
         flat.pop("pretrained", None)  # its stages were trained with the same settings
         if "world_model.pretrained" in flat:
