@@ -28,6 +28,9 @@ ALWAYS = ((0.0, 1.0),)
 # sides of a policy's patches, which are cells then, and of an inverse model's. heist has cells as
 # well, but its thief slides.
 GRIDS = {"maze": (60, 4, 8), "miner": (60, 6, 6), "chaser": (66, 6, 6)}
+# Games whose player moves over the frame among things that matter by where they are from it: the
+# policy of `small` sees windows around places that it chooses (measured on bigfish only).
+GLIMPSES = ("bigfish",)
 Config = ml_collections.ConfigDict
 
 
@@ -116,6 +119,8 @@ def _encoder() -> Config:
     encoder.blocks = (2, 2, 2)  # residual blocks of each stage
     encoder.patch = 0  # 0: IMPALA; else the side of the patches that the frame is cut into
     encoder.resize = 0  # side that frames are resized to before they are cut into patches
+    encoder.glimpses = 0  # windows around places that it chooses, in place of the frame; 0: none
+    encoder.glimpse = 48  # side of them
     encoder.pool = False  # largest values of the last map instead of the map: what, not where
     encoder.features = 256
     return encoder
@@ -282,6 +287,9 @@ def _small(config: Config) -> None:
     # A policy has to find its way over the whole frame, which takes finer patches.
     config.policy.channels, config.policy.multiplier, config.policy.blocks = (64, 64), 1, (0, 2)
     config.policy.patch = 4
+    if config.task in GLIMPSES:
+        config.policy.glimpses, config.policy.patch = 2, 2
+        config.policy.channels, config.policy.blocks = (32, 64, 64), (0, 0, 1)
     fdm = config.fdm
     if config.task in GRIDS:
         side, config.policy.patch, config.idm.patch = GRIDS[config.task]

@@ -14,6 +14,11 @@ import numpy as np
 
 from lawm_jax.nets import Dense
 
+PLACE_PATCH, PLACE_UNITS = 4, 32  # of the layers that choose places
+# The logits of places are multiplied by this, so that each glimpse is of few pixels from the start.
+# With 1 they stayed uniform for as long as was tried, and so all windows the same blur.
+PLACE_SHARPNESS = 30.0
+
 
 @dataclasses.dataclass(frozen=True)
 class EncoderConfig:
@@ -29,6 +34,9 @@ class EncoderConfig:
       resize: 0, or the side in pixels that frames are resized to before they are cut into patches:
         with a game of N cells a side, N / 2 x patch, N x patch, ... make cells and patches meet.
         What patch or the halvings do not divide is padded with zeros, which are grey.
+      glimpses: 0, or how many windows around places that it chooses a trunk sees in place of the
+        frame, one upon the other (`Glimpses`); where they are joins what it makes of them.
+      glimpse: side of these windows, in pixels of the resized frame.
       pool: take each channel's largest value on the last map instead of the whole map, so that the
         network tells what there is but hardly where (near a border or within a patch, at most).
       features: width of the fully connected layer.
@@ -40,6 +48,8 @@ class EncoderConfig:
     blocks: tuple[int, ...] = (2, 2, 2)
     patch: int = 0
     resize: int = 0
+    glimpses: int = 0
+    glimpse: int = 48
     pool: bool = False
     features: int = 256
     dtype: str = "float32"
@@ -119,6 +129,68 @@ class ResidualBlock(nn.Module):
         return x + nn.Conv(x.shape[-1], (3, 3), dtype=self.dtype)(nn.relu(y))
 
 
+class Glimpses(nn.Module):
+    """Chooses places by a softmax over a frame's pixels and cuts a window around each.
+
+    What is to be done about a thing depends on where it is from the player, not from the corner of
+    the frame; a window around the player shows that, wherever the player is.
+
+    A window is the mean of the windows around all pixels, weighted by a pixel's row's share of the
+    softmax times its column's: at a sharp softmax the window around a pixel, at any differentiable
+    (as in DRAW, Gregor et al., 2015, whose filters are Gaussian; a place by a softmax over a map is
+    in Levine et al., 2016).
+    """
+
+    count: int
+    side: int
+
+    @nn.compact
+    def __call__(self, frames: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Scaled frames [B, H, W, C] -> windows [B, D, D, G C], places [B, G (H + W)].
+
+        Places are the rows' and the columns' shares; what a window shows of beyond the frame is 0.
+        """
+        batch, height, width, _ = frames.shape
+        x = nn.relu(Dense(PLACE_UNITS)(to_patches(pad(frames, PLACE_PATCH), PLACE_PATCH)))
+        logits = PLACE_SHARPNESS * Dense(PLACE_PATCH**2 * self.count)(x)
+        logits = jnp.moveaxis(from_patches(logits, PLACE_PATCH)[:, :height, :width], -1, 1)
+        share = nn.softmax(logits.reshape(batch, self.count, -1)).reshape(logits.shape)
+        rows, columns = share.sum(3), share.sum(2)
+        places = jnp.concatenate([rows, columns], -1).reshape(batch, -1)
+        return windows(frames, rows, columns, self.side), places
+
+
+def windows(frames: jax.Array, rows: jax.Array, columns: jax.Array, side: int) -> jax.Array:
+    """[B, H, W, C], weights of rows [B, G, H] and columns [B, G, W] -> windows [B, D, D, G C].
+
+    Where one row and one column have all weight, that pixel is in the window at D // 2, D // 2.
+    """
+    batch, height, width, channels = frames.shape
+    count = rows.shape[1]
+    lines = frames.reshape(batch, height, width * channels)
+    x = jnp.einsum("bgdh,bhk->bgdk", _moved(rows, side), lines)
+    x = x.reshape(batch, count, side, width, channels).transpose(0, 1, 3, 2, 4)
+    x = x.reshape(batch, count, width, side * channels)
+    x = jnp.einsum("bgdw,bgwk->bgdk", _moved(columns, side), x)
+    x = x.reshape(batch, count, side, side, channels)  # a window's columns, then its rows
+    return x.transpose(0, 3, 2, 1, 4).reshape(batch, side, side, count * channels)
+
+
+def _moved(weights: jax.Array, side: int) -> jax.Array:
+    """[B, G, N] -> [B, G, D, N], whose row d has the weights moved by d - D // 2, and zeros.
+
+    Rows of copies laid end to end, cut one longer than a copy, start one later each: that is as
+    fast as a copy, where the gradient of a gather is a slow scatter.
+    """
+    *lead, length = weights.shape
+    half = side // 2
+    copy = jnp.pad(weights, ((0, 0), (0, 0), (side - 1 - half, half)))
+    size = length + side - 1
+    copies = jnp.broadcast_to(copy[..., None, :], (*lead, side + 1, size))
+    starts = copies.reshape(*lead, -1)[..., : side * (size + 1)]
+    return starts.reshape(*lead, side, size + 1)[..., ::-1, :length]
+
+
 class Trunk(nn.Module):
     """The convolutional part: scaled frames [B, H, W, C] -> [B, F]."""
 
@@ -130,6 +202,10 @@ class Trunk(nn.Module):
         config, dtype = self.config, jnp.dtype(self.config.dtype)
         if config.resize:
             x = resize(x, config.resize)
+        places = []
+        if config.glimpses:
+            x, chosen = Glimpses(config.glimpses, config.glimpse)(x)
+            places = [chosen.astype(dtype)]
         for i, (channels, blocks) in enumerate(zip(config.channels, config.blocks, strict=True)):
             channels *= config.multiplier
             if config.patch:
@@ -143,7 +219,8 @@ class Trunk(nn.Module):
             if not blocks:
                 x = nn.relu(x)
         x = nn.relu(x)
-        return x.max((1, 2)) if config.pool else x.reshape(x.shape[0], -1)
+        x = x.max((1, 2)) if config.pool else x.reshape(x.shape[0], -1)
+        return jnp.concatenate([x, *places], -1)
 
 
 class FrameNetwork(nn.Module):

@@ -91,7 +91,7 @@ def _check_sizes(config: ConfigDict, frame_shape: tuple[int, int, int]) -> None:
                 f"{name}.resize is {encoder.resize}, less than {name}.patch ({encoder.patch}); "
                 "a frame must have room for a patch"
             )
-        if encoder.patch and not encoder.resize:
+        if encoder.patch and not (encoder.resize or encoder.glimpses):
             halvings[f"{name}.patch"] = encoder.patch * 2 ** (len(encoder.channels) - 1)
     for name, side in halvings.items():
         if frame_shape[0] % side or frame_shape[1] % side:
@@ -103,8 +103,8 @@ def _check_sizes(config: ConfigDict, frame_shape: tuple[int, int, int]) -> None:
 
 def _check_counts(config: ConfigDict) -> None:
     for section in ENCODERS:
-        check_counts(config, section, "multiplier", "features")
-        check_not_negative(config, section, "patch", "resize")
+        check_counts(config, section, "multiplier", "features", "glimpse")
+        check_not_negative(config, section, "patch", "resize", "glimpses")
     check_counts(config, "fdm", "width", "levels")
     check_not_negative(config, "fdm", "patch", "reach")
     check_counts(config, "vq", "books", "codes", "size", "embeddings")
