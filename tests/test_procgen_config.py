@@ -83,6 +83,8 @@ def test_an_unknown_game_or_preset_is_refused():
     ("evaluation.temperature", -1.0, "evaluation.temperature is -1.0; it must be >= 0"),
     ("policy.channels", (0,), "policy.channels has 0; each must be a whole number >= 1"),
     ("policy.patch", -1, "policy.patch is -1; it must be >= 0"),
+    ("policy.glimpses", -1, "policy.glimpses is -1; it must be >= 0"),
+    ("policy.glimpse", 0, "policy.glimpse is 0; it must be >= 1"),
     ("policy.resize", -60, "policy.resize is -60; it must be >= 0"),
     ("fdm.reach", 64, "fdm.reach is 64; pixels of frames of 64 x 64 cannot move further than 63"),
     ("policy.resize", 3, "policy.resize is 3, less than policy.patch .4.; a frame must have room"),
