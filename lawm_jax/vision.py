@@ -1,6 +1,7 @@
 """Networks that read frames: a convolutional trunk, IMPALA's or one on patches, and what it feeds.
 
-Networks see frames as x / 255 - 0.5. Parameters are float32; layers compute in a config's `dtype`.
+Networks see frames as x / 255 - 0.5. Parameters are float32; layers compute in a config's `dtype`,
+those of `Glimpses` in float32.
 """
 
 import dataclasses
@@ -15,8 +16,9 @@ import numpy as np
 from lawm_jax.nets import Dense
 
 PLACE_PATCH, PLACE_UNITS = 4, 32  # of the layers that choose places
-# The logits of places are multiplied by this, so that each glimpse is of few pixels from the start.
-# With 1 they stayed uniform for as long as was tried, and so all windows the same blur.
+# The logits of places are multiplied by this. On bigfish (results/tuning_lapo.md) a window came to
+# be around the player within 500 to 1,750 steps so; with 1 the softmax was still uniform, and all
+# windows the same blur, after 500.
 PLACE_SHARPNESS = 30.0
 
 
@@ -157,10 +159,10 @@ class Glimpses(nn.Module):
         share = nn.softmax(logits.reshape(batch, self.count, -1)).reshape(logits.shape)
         rows, columns = share.sum(3), share.sum(2)
         places = jnp.concatenate([rows, columns], -1).reshape(batch, -1)
-        return windows(frames, rows, columns, self.side), places
+        return cut_windows(frames, rows, columns, self.side), places
 
 
-def windows(frames: jax.Array, rows: jax.Array, columns: jax.Array, side: int) -> jax.Array:
+def cut_windows(frames: jax.Array, rows: jax.Array, columns: jax.Array, side: int) -> jax.Array:
     """[B, H, W, C], weights of rows [B, G, H] and columns [B, G, W] -> windows [B, D, D, G C].
 
     Where one row and one column have all weight, that pixel is in the window at D // 2, D // 2.

@@ -1,12 +1,14 @@
 """Windows around places that a network chooses: the arithmetic, and that places are learned."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
 
-from lawm_jax.vision import EncoderConfig, FrameNetwork, Glimpses, Trunk, windows
+from lawm_jax.vision import EncoderConfig, FrameNetwork, Glimpses, Trunk, cut_windows
 
 HEIGHT, WIDTH = 10, 9
 
@@ -25,14 +27,14 @@ def test_a_window_is_the_mean_of_those_around_all_pixels(side):
     for row, column in np.ndindex(HEIGHT, WIDTH):
         weight = np.asarray(rows[:, :, row] * columns[:, :, column])[:, None, None, :, None]
         expected += weight * wide[:, row : row + side, column : column + side, None]
-    seen = windows(frames, rows, columns, side)
+    seen = cut_windows(frames, rows, columns, side)
     np.testing.assert_allclose(seen, expected.reshape(3, side, side, 6), atol=1e-6)
 
 
 def test_a_window_around_one_pixel_has_it_in_the_middle():
     frames = jax.random.normal(jax.random.key(0), (1, HEIGHT, WIDTH, 3))
     one = lambda length, i: jax.nn.one_hot(jnp.array([[i]]), length)
-    seen = windows(frames, one(HEIGHT, 6), one(WIDTH, 0), 4)
+    seen = cut_windows(frames, one(HEIGHT, 6), one(WIDTH, 0), 4)
     np.testing.assert_array_equal(seen[0, :, 2:], frames[0, 4:8, :2])
     np.testing.assert_array_equal(seen[0, :, :2], 0.0)  # left of the frame
 
@@ -56,14 +58,27 @@ def test_a_trunk_of_glimpses_has_maps_of_their_side(patch, resize):
     assert features.shape == (2, 6 * cells**2 + 3 * 2 * (resize or 64))
 
 
+def test_bfloat16_is_close_to_float32():
+    frames = jax.random.uniform(jax.random.key(0), (4, 16, 16, 3)) - 0.5
+    config = EncoderConfig(
+        (4,), multiplier=1, blocks=(1,), patch=2, glimpses=2, glimpse=8, features=8
+    )
+    network = FrameNetwork(config, 3)
+    params = network.init(jax.random.key(0), frames)
+    half = FrameNetwork(dataclasses.replace(config, dtype="bfloat16"), 3)
+    exact, rough = network.apply(params, frames), half.apply(params, frames)
+    assert rough.dtype == jnp.float32
+    np.testing.assert_allclose(rough, exact, atol=0.05)
+    assert (rough != exact).any()
+
+
 def marks(rng, number):
-    """A red pixel anywhere, a blue one beside it, and on which of its four sides."""
+    """A red pixel, a blue one two pixels from it, and on which of its four sides."""
     frames = np.zeros((number, 32, 32, 3), np.float32)
     place, side = rng.integers(2, 30, (number, 2)), rng.integers(0, 4, number)
     other = place + 2 * np.array([(0, 1), (1, 0), (0, -1), (-1, 0)])[side]
     frames[np.arange(number), place[:, 0], place[:, 1], 0] = 1.0
-    inside = np.clip(other, 0, 31)
-    frames[np.arange(number), inside[:, 0], inside[:, 1], 2] = 1.0
+    frames[np.arange(number), other[:, 0], other[:, 1], 2] = 1.0
     return frames, side
 
 
@@ -73,21 +88,21 @@ def held_out_accuracy(glimpses):
         (16,), multiplier=1, blocks=(0,), patch=4, glimpses=glimpses, glimpse=8, features=32
     )
     network, rng = FrameNetwork(config, 4), np.random.default_rng(0)
-    params = network.init(jax.random.key(0), jnp.zeros((1, 32, 32, 3)))
+    params = network.init(jax.random.key(0), jnp.zeros((1, 32, 32, 3)))["params"]
     optimiser = optax.adam(3e-3)
     state = optimiser.init(params)
 
     @jax.jit
     def step(params, state, frames, label):
         loss = lambda p: optax.softmax_cross_entropy_with_integer_labels(
-            network.apply(p, frames), label).mean()
+            network.apply({"params": p}, frames), label).mean()
         updates, state = optimiser.update(jax.grad(loss)(params), state)
         return optax.apply_updates(params, updates), state
 
     for _ in range(300):
         params, state = step(params, state, *marks(rng, 64))
     frames, label = marks(rng, 1000)
-    return np.mean(np.argmax(network.apply(params, frames), -1) == label)
+    return np.mean(np.argmax(network.apply({"params": params}, frames), -1) == label)
 
 
 def test_places_are_found_from_the_loss_alone():

@@ -7,7 +7,7 @@ import pytest
 
 from configs import dmc, table
 from configs.procgen import ACTIONS, GAMES, PRESETS, get_config
-from experiments.identity import flatten
+from experiments.identity import complete, flatten
 from lawm_jax import runner
 from lawm_jax.data.frames import FrameWindows
 from lawm_jax.errors import InputError
@@ -18,9 +18,12 @@ from lawm_jax.online import ppo
 SHAPE = (64, 64, 3)
 
 
-@pytest.mark.parametrize("preset", PRESETS)
-def test_presets_resolve_and_their_networks_fit_the_frames(preset):
-    program = resolve(get_config(f"miner,{preset}"), SHAPE, ACTIONS)
+@pytest.mark.parametrize(
+    ("game", "preset"), [*(("miner", preset) for preset in PRESETS), ("bigfish", "small")]
+)
+def test_presets_resolve_and_their_networks_fit_the_frames(game, preset):
+    program = resolve(get_config(f"{game},{preset}"), SHAPE, ACTIONS)
+    assert bool(program.policy.encoder.glimpses) == (game == "bigfish")
     state = jax.eval_shape(
         lambda: learner.init(program.model, program.latent_action, SHAPE, 0))
     frame = jax.ShapeDtypeStruct((2, *SHAPE), jnp.uint8)
@@ -112,6 +115,39 @@ def test_settings_that_cannot_be(key, value, message):
         config.update_from_flattened_dict({key: value})
     with pytest.raises(InputError, match=message):
         resolve(config, SHAPE, ACTIONS)
+
+
+@pytest.mark.parametrize(("key", "value", "message"), [
+    ("pool", True, "policy.glimpses is 2 and policy.pool true; glimpses tell where they are"),
+    ("glimpse", 129, "policy.glimpse is 129; windows of more than 128 pixels, twice the frame's"),
+    ("glimpse", 1, "policy.glimpse is 1, less than policy.patch .2.; a frame must have room"),
+    ("patch", 50, "policy.glimpse is 48, less than policy.patch .50.; a frame must have room"),
+])
+def test_glimpses_that_cannot_be(key, value, message):
+    config = get_config("bigfish,small")
+    config.policy[key] = value
+    with pytest.raises(InputError, match=message):
+        resolve(config, SHAPE, ACTIONS)
+
+
+def test_patches_are_cut_from_glimpses_where_there_are_any():
+    """Windows are padded to whole patches, where frames that are not resized are refused."""
+    config = get_config("bigfish,small")
+    config.policy.patch = 5
+    resolve(config, SHAPE, ACTIONS)
+    config.policy.patch, config.policy.resize, config.policy.glimpse = 12, 8, 16
+    resolve(config, SHAPE, ACTIONS)
+    config.policy.glimpses = 0
+    with pytest.raises(InputError, match="policy.resize is 8, less than policy.patch"):
+        resolve(config, SHAPE, ACTIONS)
+
+
+def test_configs_of_before_glimpses_have_none():
+    config = get_config("bigfish").to_dict()
+    kept = get_config("bigfish").to_dict()
+    for section in ("idm", "policy", "expert_policy"):
+        del kept[section]["glimpses"], kept[section]["glimpse"]
+    assert complete(kept) == complete(config)
 
 
 @pytest.mark.parametrize(("key", "value", "message"), [

@@ -74,23 +74,7 @@ def _check_sizes(config: ConfigDict, frame_shape: tuple[int, int, int]) -> None:
     halvings = {"fdm.levels": max(fdm.patch, 1) * 2 ** (fdm.levels - 1)}
     for name in ENCODERS:
         encoder = config[name]
-        check_whole_numbers(encoder.channels, f"{name}.channels")
-        check_whole_numbers(encoder.blocks, f"{name}.blocks", at_least=0)
-        if len(encoder.blocks) != len(encoder.channels):
-            raise InputError(
-                f"{name}.blocks has {len(encoder.blocks)} numbers and {name}.channels "
-                f"{len(encoder.channels)}; each stage needs one of both"
-            )
-        if encoder.resize and not encoder.patch:
-            raise InputError(
-                f"{name}.resize is {encoder.resize} and {name}.patch 0; only networks on patches "
-                f"resize frames: set {name}.patch, or {name}.resize to 0"
-            )
-        if 0 < encoder.resize < encoder.patch:
-            raise InputError(
-                f"{name}.resize is {encoder.resize}, less than {name}.patch ({encoder.patch}); "
-                "a frame must have room for a patch"
-            )
+        _check_encoder(name, encoder, frame_shape)
         if encoder.patch and not (encoder.resize or encoder.glimpses):
             halvings[f"{name}.patch"] = encoder.patch * 2 ** (len(encoder.channels) - 1)
     for name, side in halvings.items():
@@ -99,6 +83,39 @@ def _check_sizes(config: ConfigDict, frame_shape: tuple[int, int, int]) -> None:
                 f"{name} needs frames whose sides {side} divides; these have "
                 f"{frame_shape[0]} x {frame_shape[1]} pixels"
             )
+
+
+def _check_encoder(name: str, encoder: ConfigDict, frame_shape: tuple[int, int, int]) -> None:
+    """Stages with all their sizes, and frames or windows that have room for a patch."""
+    check_whole_numbers(encoder.channels, f"{name}.channels")
+    check_whole_numbers(encoder.blocks, f"{name}.blocks", at_least=0)
+    if len(encoder.blocks) != len(encoder.channels):
+        raise InputError(
+            f"{name}.blocks has {len(encoder.blocks)} numbers and {name}.channels "
+            f"{len(encoder.channels)}; each stage needs one of both"
+        )
+    if encoder.resize and not encoder.patch:
+        raise InputError(
+            f"{name}.resize is {encoder.resize} and {name}.patch 0; only networks on patches "
+            f"resize frames: set {name}.patch, or {name}.resize to 0"
+        )
+    if encoder.glimpses and encoder.pool:
+        raise InputError(
+            f"{name}.glimpses is {encoder.glimpses} and {name}.pool true; glimpses tell where they "
+            f"are, which pooling is to hide: set {name}.pool=false, or {name}.glimpses=0"
+        )
+    most = 2 * (encoder.resize or min(frame_shape[:2]))
+    if encoder.glimpses and encoder.glimpse > most:
+        raise InputError(
+            f"{name}.glimpse is {encoder.glimpse}; windows of more than {most} pixels, twice the "
+            "frame's side, show nothing more"
+        )
+    cut = "glimpse" if encoder.glimpses else "resize"
+    if 0 < encoder[cut] < encoder.patch:
+        raise InputError(
+            f"{name}.{cut} is {encoder[cut]}, less than {name}.patch ({encoder.patch}); "
+            "a frame must have room for a patch"
+        )
 
 
 def _check_counts(config: ConfigDict) -> None:
