@@ -8,7 +8,8 @@ GAME is one of the 16 below, PRESET one of
              parameters and 4M frames online; for an accelerator
   small      52 minutes for all stages before online on miner, whose data were there, on one
              CPU core beside other work; more on games of no grid (GRIDS): bigfish, all stages from
-             nothing, 96 minutes on two cores beside other trainings. It has
+             nothing, 96 minutes on two cores beside other trainings, before its policies saw
+             glimpses (GLIMPSES), which was not timed alone since. It has
              networks on patches; an inverse model that pools, for latents of 8 bits; a forward
              error relative to copying the last frame, normalised latents and codes
              (results/tuning_lapo.md)
