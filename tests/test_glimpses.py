@@ -1,7 +1,5 @@
 """Windows around places that a network chooses: the arithmetic, and that places are learned."""
 
-import dataclasses
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -56,20 +54,6 @@ def test_a_trunk_of_glimpses_has_maps_of_their_side(patch, resize):
     features = jax.eval_shape(Trunk(config).init_with_output, jax.random.key(0), frames)[0]
     cells = 3 if patch else 6  # 22, 6, 3 with patches; 22, 11, 6 without
     assert features.shape == (2, 6 * cells**2 + 3 * 2 * (resize or 64))
-
-
-def test_bfloat16_is_close_to_float32():
-    frames = jax.random.uniform(jax.random.key(0), (4, 16, 16, 3)) - 0.5
-    config = EncoderConfig(
-        (4,), multiplier=1, blocks=(1,), patch=2, glimpses=2, glimpse=8, features=8
-    )
-    network = FrameNetwork(config, 3)
-    params = network.init(jax.random.key(0), frames)
-    half = FrameNetwork(dataclasses.replace(config, dtype="bfloat16"), 3)
-    exact, rough = network.apply(params, frames), half.apply(params, frames)
-    assert rough.dtype == jnp.float32
-    np.testing.assert_allclose(rough, exact, atol=0.05)
-    assert (rough != exact).any()
 
 
 def marks(rng, number):

@@ -165,10 +165,10 @@ def test_published_sizes():
         assert out.shape == (1, 64, 64, 3)
 
 
-@pytest.mark.parametrize("pool", [False, True])
-def test_bfloat16_is_close_to_float32(pool):
+@pytest.mark.parametrize("sees", [{}, {"pool": True}, {"glimpses": 2, "glimpse": 8}])
+def test_bfloat16_is_close_to_float32(sees):
     frames = scale(jnp.asarray(noise_frames().observation))
-    config = EncoderConfig((4,), multiplier=1, blocks=(1,), patch=2, pool=pool, features=8)
+    config = EncoderConfig((4,), multiplier=1, blocks=(1,), patch=2, features=8, **sees)
     network = FrameNetwork(config, 3)
     params = network.init(jax.random.key(0), frames)
     half = FrameNetwork(dataclasses.replace(config, dtype="bfloat16"), 3)
