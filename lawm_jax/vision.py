@@ -179,18 +179,10 @@ def cut_windows(frames: jax.Array, rows: jax.Array, columns: jax.Array, side: in
 
 
 def _moved(weights: jax.Array, side: int) -> jax.Array:
-    """[B, G, N] -> [B, G, D, N], whose row d has the weights moved by d - D // 2, and zeros.
-
-    Rows of copies laid end to end, cut one longer than a copy, start one later each: that is as
-    fast as a copy, where the gradient of a gather is a slow scatter.
-    """
-    *lead, length = weights.shape
+    """[B, G, N] -> [B, G, D, N], whose row d has the weights moved by d - D // 2, and zeros."""
     half = side // 2
-    copy = jnp.pad(weights, ((0, 0), (0, 0), (side - 1 - half, half)))
-    size = length + side - 1
-    copies = jnp.broadcast_to(copy[..., None, :], (*lead, side + 1, size))
-    starts = copies.reshape(*lead, -1)[..., : side * (size + 1)]
-    return starts.reshape(*lead, side, size + 1)[..., ::-1, :length]
+    padded = jnp.pad(weights, ((0, 0), (0, 0), (side - 1 - half, half)))
+    return padded[..., jnp.arange(side)[::-1, None] + jnp.arange(weights.shape[-1])]
 
 
 class Trunk(nn.Module):
