@@ -108,7 +108,7 @@ def load_frames(run: Run) -> Frames:
         total = train.statistics["frames"]
         if total > data.max_frames:
             print(f"read {data.max_frames} of {total} frames (data.max_frames)", flush=True)
-        parts = "".join(frames.statistics["fingerprint"] for frames in (train, test))
+        parts = "".join(frames.fingerprint for frames in (train, test))
         return Frames(train, test, hashlib.sha256(parts.encode()).hexdigest())
 
     return _make_and_read(run, name, lambda: make_frames(run, expert_of(run.config)), read)
@@ -169,7 +169,9 @@ def _check_settings(run: Run, train: FrameDataset) -> None:
     made, config = train.metadata, run.config
     data, collect = config.data, config.collect
     levels = made.get("levels", {}).get("train", {})
+    asked = made.get("asked_frames", {}).get("test", data.test_frames)  # older ones do not say
     settings = {
+        "test_frames": (asked, data.test_frames),
         "num_envs": (made.get("num_envs"), data.num_envs),
         "num_levels": (levels.get("number") or 0, data.num_levels),
         "start_level": (levels.get("start"), data.start_level),

@@ -25,8 +25,9 @@ from experiments.lapo_job import (
 )
 from experiments.raw_results import placed
 from lawm_jax import plots, runner
+from lawm_jax.data.frame_shards import FrameDataset
 from lawm_jax.envs.evaluation import return_summary
-from lawm_jax.envs.procgen import FRAME, NUM_ACTIONS, Procgen
+from lawm_jax.envs.procgen import ACTION_NAMES, FRAME, NUM_ACTIONS, Procgen
 from lawm_jax.lapo import embed, evaluate, learner, play
 from lawm_jax.metrics import read_metrics
 
@@ -49,11 +50,17 @@ def facts(data: Frames) -> dict[str, Any]:
             "name": data.train.name,
             "fingerprint": data.fingerprint,
             "kind": data.train.metadata.get("kind"),
-            "train": data.train.statistics | {"read": len(data.train.frames.action)},
-            "test": data.test.statistics | {"read": len(data.test.frames.action)},
+            "train": _of_split(data.train),
+            "test": _of_split(data.test),
         },
         "data_policy": return_summary(ends),
     }
+
+
+def _of_split(data: FrameDataset) -> dict[str, Any]:
+    """The statistics of a whole split, and how much of it the run has read."""
+    ends = data.frames.action == -1
+    return data.statistics | {"read": len(ends), "read_episodes": int(ends.sum())}
 
 
 def report(job: Job, about_data: Mapping[str, Any]) -> None:
@@ -195,8 +202,11 @@ def _draw_latents(job: Job) -> None:
     for name, z in latents.items():
         points, method = embed.plane(z, job.run.config.seed)
         panels[f"{name} latents, {method}"] = points
-    action = np.asarray(classes(job) or range(NUM_ACTIONS))[seen.action]
-    plots.coloured_points(job.run.workdir / "plots" / "latents.png", panels, action)
+    merge = classes(job)
+    action = np.asarray(merge or range(NUM_ACTIONS))[seen.action]
+    title = "actions, merged" if merge else "action"
+    path = job.run.workdir / "plots" / "latents.png"
+    plots.coloured_points(path, panels, action, ACTION_NAMES, title)
 
 
 def video(job: Job) -> None:

@@ -148,6 +148,7 @@ def write_expert_dataset(
         "seed": seed,
         **expert.about,
         "num_envs": num_envs,
+        "asked_frames": {"train": train_frames, "test": test_frames},
         "levels": {split: {"start": start, "number": num_levels or None}
                    for split, start in starts.items()},
         "published_returns": dict(zip(("random", "expert"), RETURNS[game], strict=True)),

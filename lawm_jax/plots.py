@@ -181,11 +181,16 @@ def frame_table(
 
 
 def coloured_points(
-    path: epath.PathLike, panels: Mapping[str, np.ndarray], labels: np.ndarray
+    path: epath.PathLike,
+    panels: Mapping[str, np.ndarray],
+    labels: np.ndarray,
+    names: Sequence[str],
+    title: str,
 ) -> None:
     """Draws points in a panel each, coloured by label.
 
-    panels: title -> [M, 2]; labels: [M] integers, which the legend shows.
+    panels: title -> [M, 2].
+    labels: [M] integers, indices into `names`, which the legend shows under its title.
     """
     from matplotlib import colormaps
 
@@ -197,14 +202,14 @@ def coloured_points(
         for i, value in enumerate(values):
             chosen = points[labels == value]
             axes.scatter(
-                chosen[:, 0], chosen[:, 1], s=4, color=colour_of(i % 20), label=str(value),
+                chosen[:, 0], chosen[:, 1], s=4, color=colour_of(i % 20), label=names[value],
                 linewidths=0,
             )
         axes.set_title(title, fontsize=10)
         axes.set_xticks([])
         axes.set_yticks([])
     axes_row[-1].legend(
-        frameon=False, loc="upper left", bbox_to_anchor=(1.0, 1.0), markerscale=3, title="action"
+        frameon=False, loc="upper left", bbox_to_anchor=(1.0, 1.0), markerscale=3, title=title
     )
     _write(figure, path)
 

@@ -119,6 +119,15 @@ def test_part_of_a_split_ends_where_it_is_cut(written):
     more = read_frames(written.parents[2], NAME, "train", max_frames=1000)
     assert len(more.frames.action) == len(whole.frames.action) == 80
     assert "at least 1" in refusal(written, max_frames=0)
+    assert whole.fingerprint == more.fingerprint == whole.statistics["fingerprint"]
+
+
+def test_the_fingerprint_of_a_part_is_of_what_was_read(tmp_path):
+    """A shard in another's place is told from it even where the split is not read whole."""
+    for folder, seed in (("a", 0), ("b", 1)):
+        write_frames(tmp_path / folder, NAME, make(seed=seed), make(), {})
+    parts = [read_frames(tmp_path / x, NAME, "train", max_frames=5).fingerprint for x in "aab"]
+    assert parts[0] == parts[1] != parts[2]
 
 
 def test_any_tfds_program_reads_it(written):

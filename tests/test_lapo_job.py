@@ -269,6 +269,7 @@ def data_dir(tmp_path_factory):
     """Data sets of two games, and two that were made otherwise: by settings, by an older expert."""
     directory = tmp_path_factory.mktemp("data")
     made = {"num_envs": 4, "levels": {"train": {"start": 0, "number": None}}}
+    made["asked_frames"] = {"train": 2000, "test": 400}
     for name, metadata in (
         ("toy/maze", {"game": "maze"}),
         ("toy/miner", {"game": "miner"}),
@@ -303,6 +304,10 @@ MINER, TOY = "procgen.py:miner,tiny", "--config.data.name=toy/miner"
     (
         "procgen.py:chaser,tiny", [],
         "was made with other settings than the config's (expert_version 1): change",
+    ),
+    (
+        "procgen.py:chaser,tiny", ["--config.data.test_frames=800"],
+        "was made with other settings than the config's (test_frames 400, expert_version 1): ",
     ),
     (MINER, ["--config.decoder.labels=(0,)"], "decoder.labels has 0; each must be a whole"),
     (MINER, [TOY], "32 transitions asked for; the data's 21 frames hold 19"),

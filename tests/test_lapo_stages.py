@@ -330,3 +330,15 @@ def test_latents_in_the_plane_keep_their_clusters():
     centres = np.stack([points[label == i].mean(0) for i in (0, 1)])
     nearest = np.linalg.norm(points[:, None] - centres, axis=-1).argmin(1)
     assert (nearest == label).all()
+
+
+@pytest.mark.parametrize("different", [1, 3, 40])
+def test_equal_latents_come_to_one_place_in_the_plane(different):
+    z = np.random.default_rng(0).standard_normal((different, 5))
+    which = np.arange(120) % different
+    points, _ = embed.plane(z[which] + 1e-6 * np.arange(120)[:, None] / 120, 0)
+    assert points.shape == (120, 2) and np.isfinite(points).all()
+    places = np.stack([points[which == i].mean(0) for i in range(different)])
+    extent = max(np.ptp(places, axis=0).max(), 1e-3)
+    spread = np.linalg.norm(points - places[which], axis=1)
+    assert spread.max() < 0.06 * extent and (spread > 0).any()

@@ -33,7 +33,8 @@ def test_every_plot_is_written(tmp_path):
     curve = [{"frames": 10 * i, "return_mean": i, "return_ci95": 0.5} for i in range(3)]
     plots.online_curves(tmp_path / "online.png", {"a": curve, "b": curve}, {"random": 0.5})
     labels = np.arange(400) % 15
-    plots.coloured_points(tmp_path / "points.png", {"z": np.stack([returns] * 2, 1)}, labels)
+    points = {"z": np.stack([returns] * 2, 1)}
+    plots.coloured_points(tmp_path / "points.png", points, labels, "abcdefghijklmno", "letter")
     written = sorted(path for path in tmp_path.rglob("*") if path.is_file())
     assert [path.name for path in written] == [
         "return.png",

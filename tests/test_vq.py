@@ -23,7 +23,10 @@ def line():
 
 def update(config, codebook, z, key=0, axis=None):
     indices = vq.quantize(codebook, z).indices
-    return vq.ema_update(config, codebook, z, indices, jax.random.key(key), axis)
+    codebook = vq.ema_update(config, codebook, z, indices, axis)
+    if config.restart_below:
+        codebook, _ = vq.restart(config, codebook, z, jax.random.key(key), axis)
+    return codebook
 
 
 def test_nearest_embedding_and_commitment(line):
@@ -89,7 +92,7 @@ def test_published_and_safe_starts():
         assert codebook.embedding.shape == (2, 64, 16)
         indices = vq.quantize(codebook, z).indices
         unused = np.asarray(vq.usage(indices, 64)) == 0
-        after = vq.ema_update(config, codebook, z, indices, jax.random.key(0), None)
+        after = vq.ema_update(config, codebook, z, indices, None)
         assert unused.any()
         assert (np.abs(after.embedding)[unused].max() > 10) == far
 
@@ -101,6 +104,9 @@ def test_codes_without_use_restart_on_vectors_of_the_batch(line):
     assert float(after.embedding[0, 0, 0]) in np.float32([1.9, 2.2, 2.0, 1.8])
     assert after.ema_count[0, 0] == 1.0
     np.testing.assert_allclose(after.embedding[0, 1, 0], 0.0, atol=1e-6)
+    assert vq.restart(config, after, z, jax.random.key(0), None)[1] == 0
+    low = line.replace(ema_count=line.ema_count.at[0, :2].set(0.9))
+    assert vq.restart(config, low, z, jax.random.key(0), None)[1] == 2
     still = update(VQConfig(**(vars(config) | {"restart_below": 0.0})), line, z)
     np.testing.assert_allclose(still.embedding[0, 0, 0], -1.0, atol=1e-3)
 

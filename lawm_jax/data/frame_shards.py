@@ -78,6 +78,7 @@ class FrameDataset:
         notes: of the same rows.
         metadata: as the writer gave it.
         statistics: of the whole split: frames, episodes, mean_return, fingerprint (SHA-256).
+        fingerprint: of the rows that were read, and of those beside them in the same records.
     """
 
     name: str
@@ -86,6 +87,7 @@ class FrameDataset:
     notes: Notes
     metadata: dict[str, Any]
     statistics: dict[str, Any]
+    fingerprint: str
 
 
 def write_frames(
@@ -184,7 +186,7 @@ def _read_split(
         raise records.wrong_content(directory)
     for array, end in ((frames.action, -1), (frames.reward, 0), *((n, 0) for n in notes[:2])):
         array[-1] = end  # where max_frames cut an episode; a whole one ends like this anyway
-    return FrameDataset(name, split, frames, notes, metadata, statistics)
+    return FrameDataset(name, split, frames, notes, metadata, statistics, digest.hexdigest())
 
 
 def _to_records(

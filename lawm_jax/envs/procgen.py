@@ -40,6 +40,10 @@ RETURNS = {
 }
 GAMES = tuple(RETURNS)
 NUM_ACTIONS = 15
+ACTION_NAMES = (
+    "left down", "left", "left up", "down", "stay", "up", "right down", "right", "right up",
+    *(f"key {key}" for key in "DAWSQE"),
+)  # fmt: skip
 FRAME = (64, 64, 3)
 # Actions 0 to 8 are directions on a keypad, 9 to 14 the games' own keys.
 LEFT, STAY, RIGHT, DOWN, UP = 1, 4, 7, 3, 5

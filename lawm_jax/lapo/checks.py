@@ -1,5 +1,6 @@
 """What of a LAPO config cannot be: one clear line for each."""
 
+import math
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -18,6 +19,7 @@ from lawm_jax.errors import InputError
 TRAININGS = ("latent_action", "latent_policy", "cloning", "supervised_idm", "distillation")
 ENCODERS = ("idm", "policy", "expert_policy")
 PPO = ("online", "scratch", "expert")
+COLDEST = 1e-6  # logits divided by less may leave float32
 
 
 def check(config: ConfigDict, frame_shape: tuple[int, int, int], actions: int) -> None:
@@ -34,7 +36,17 @@ def check(config: ConfigDict, frame_shape: tuple[int, int, int], actions: int) -
         episodes = config.evaluation.episodes
         raise InputError(f"evaluation.episodes is {episodes}; an interval needs at least 2")
     check_whole_numbers(config.evaluation.merge, "evaluation.merge", at_least=0)
+    if (largest := max(config.evaluation.merge)) >= actions:
+        raise InputError(
+            f"evaluation.merge has the class {largest}; name a class after one of its actions, "
+            f"0 to {actions - 1}"
+        )
     check_not_negative(config, "evaluation", "temperature")
+    if 0 < config.evaluation.temperature < COLDEST:
+        raise InputError(
+            f"evaluation.temperature is {config.evaluation.temperature}; 0 takes the best action, "
+            f"others must be at least {COLDEST}"
+        )
     _check_labels(config)
     _check_counts(config)
     _check_sizes(config, frame_shape)
@@ -87,6 +99,8 @@ def _check_sizes(config: ConfigDict, frame_shape: tuple[int, int, int]) -> None:
 
 def _check_encoder(name: str, encoder: ConfigDict, frame_shape: tuple[int, int, int]) -> None:
     """Stages with all their sizes, and frames or windows that have room for a patch."""
+    if not encoder.channels:
+        raise InputError(f"{name}.channels is (); a trunk needs at least one stage")
     check_whole_numbers(encoder.channels, f"{name}.channels")
     check_whole_numbers(encoder.blocks, f"{name}.blocks", at_least=0)
     if len(encoder.blocks) != len(encoder.channels):
@@ -135,6 +149,12 @@ def _check_counts(config: ConfigDict) -> None:
         check_not_negative(
             config, section, "shift", "warmup_steps", "weight_decay", "gradient_clip"
         )
+        if config[section].warmup_steps >= config[section].steps:
+            raise InputError(
+                f"{section}.warmup_steps is {config[section].warmup_steps}, not less than "
+                f"{section}.steps ({config[section].steps}): the learning rate would never reach "
+                "its value"
+            )
     check_counts(config, "decoder", "steps", "rows")
     check_counts(config, "online.decoder", "epochs", "rows")
     check_whole_numbers(config.decoder.units, "decoder.units")
@@ -142,11 +162,24 @@ def _check_counts(config: ConfigDict) -> None:
     for section in ("decoder", "online.decoder"):
         check_positive(config, section, "learning_rate")
         check_not_negative(config, section, "weight_decay")
-        check_share(config, section, "label_smoothing")
+        check_below_one(config, section, "label_smoothing")
     check_counts(config, "evaluation", "windows", "envs")
     for section in ("run", "online_run"):
         check_counts(config, section, "steps_per_call", "checkpoint_every", "evaluate_every")
+    _check_supervised(config)
+
+
+def _check_supervised(config: ConfigDict) -> None:
+    """The decoder online learns at some time, from something."""
     check_counts(config, "online", "supervised_capacity", "supervised_every")
+    online = config.online
+    first, last = online.supervised_from, online.supervised_to
+    if online.supervised and not 0 <= first <= min(last, online.frames):
+        raise InputError(
+            f"online.supervised_from is {first}, online.supervised_to {last} and online.frames "
+            f"{online.frames}: the decoder would never learn; choose from <= to and from <= "
+            "frames, or online.supervised=false"
+        )
 
 
 def _check_ppo(config: ConfigDict, section: str) -> None:
@@ -170,11 +203,16 @@ def _check_ppo(config: ConfigDict, section: str) -> None:
         if not all(map(_is_point, schedule)):
             raise InputError(
                 f"{section}.schedule.{group} is {schedule}; write ((frames, share of the learning "
-                "rate), ...), each >= 0"
+                "rate), ...), each >= 0 and finite"
+            )
+        frames = [point[0] for point in schedule]
+        if frames != sorted(set(frames)):
+            raise InputError(
+                f"{section}.schedule.{group} is {schedule}; the frames of its points must rise"
             )
 
 
 def _is_point(point: Any) -> bool:
     """Whether it is a pair (frames, share) of a schedule."""
-    number = lambda x: isinstance(x, (int, float)) and x >= 0
+    number = lambda x: isinstance(x, (int, float)) and 0 <= x < math.inf
     return isinstance(point, (tuple, list)) and len(point) == 2 and all(map(number, point))

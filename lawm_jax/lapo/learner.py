@@ -182,10 +182,14 @@ def make_step(
         if settings.enabled:
             key = jax.random.fold_in(jax.random.key(state.seed), state.step)
             key = jax.random.fold_in(key, RESTARTS)
-            codebook = vq.ema_update(settings, codebook, seen["z"], seen["indices"], key, AXIS)
+            codebook = vq.ema_update(settings, codebook, seen["z"], seen["indices"], AXIS)
+            if settings.restart_below:
+                codebook, restarted = vq.restart(settings, codebook, seen["z"], key, AXIS)
+                metrics["restarted_codes"] = restarted.astype(jnp.float32)
+            else:
+                metrics["dead_codes"] = vq.dead_codes(codebook.ema_count).astype(jnp.float32)
             used = jax.lax.psum(vq.usage(seen["indices"], settings.embeddings), AXIS)
             metrics["perplexity"] = vq.perplexity(used)
-            metrics["dead_codes"] = vq.dead_codes(codebook.ema_count).astype(jnp.float32)
         metrics["gradient_norm"] = optax.tree.norm(grads)
         state = state.replace(
             params=optax.apply_updates(state.params, updates),

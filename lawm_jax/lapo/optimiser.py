@@ -16,7 +16,7 @@ class TrainingConfig:
       learning_rate: after the warm-up; it decays linearly to the last step.
       learning_rate_start: share of it that the warm-up starts from.
       learning_rate_end: share of it at the last step.
-      warmup_steps: linear.
+      warmup_steps: linear, fewer than steps.
       weight_decay: AdamW's.
       gradient_clip: largest global norm; 0 is none (published, of the latent policy).
     """

@@ -107,10 +107,11 @@ def ema_update(
     codebook: Codebook,
     z: jax.Array,
     indices: jax.Array,
-    key: jax.Array,
     axis: str | None,
 ) -> Codebook:
-    """The codebook after a batch; sums are over all devices, so their number does not matter.
+    """The codebook after a batch, before `restart`.
+
+    Sums are over all devices, so their number does not matter.
 
     count <- d count + (1 - d) assigned, Laplace-smoothed to keep its total;
     weight <- d weight + (1 - d) sum of assigned vectors; embedding = weight / count.
@@ -118,7 +119,6 @@ def ema_update(
     Args:
       z: [B, K C D] continuous latents, this device's share.
       indices: [B, K, C] their embeddings, from `quantize`.
-      key: of the restarts, equal on all devices.
       axis: name of the mapped axis of devices; None where nothing is mapped.
     """
     z = jax.lax.stop_gradient(z)
@@ -133,12 +133,26 @@ def ema_update(
     smoothed = (count + config.epsilon) / (everything + config.embeddings * config.epsilon)
     count = smoothed * everything
     weight = config.decay * codebook.ema_weight + (1.0 - config.decay) * sums
-    if config.restart_below:
-        dead = count < config.restart_below
-        chosen = total(_random_codes(codes_BKCD, config.embeddings, key, axis))
-        weight = jnp.where(dead[..., None], chosen, weight)
-        count = jnp.where(dead, 1.0, count)
     return Codebook(weight / count[..., None], count, weight)
+
+
+def restart(
+    config: VQConfig, codebook: Codebook, z: jax.Array, key: jax.Array, axis: str | None
+) -> tuple[Codebook, jax.Array]:
+    """Embeddings whose count is below `restart_below` put on codes of the batch; how many, int32.
+
+    Args:
+      z: [B, K C D] continuous latents, this device's share.
+      key: equal on all devices.
+      axis: name of the mapped axis of devices; None where nothing is mapped.
+    """
+    codes_BKCD = _split(codebook, jax.lax.stop_gradient(z))
+    chosen = _random_codes(codes_BKCD, config.embeddings, key, axis)
+    chosen = chosen if axis is None else jax.lax.psum(chosen, axis)
+    unused = codebook.ema_count < config.restart_below
+    count = jnp.where(unused, 1.0, codebook.ema_count)
+    weight = jnp.where(unused[..., None], chosen, codebook.ema_weight)
+    return Codebook(weight / count[..., None], count, weight), unused.sum()
 
 
 def usage(indices: jax.Array, embeddings: int) -> jax.Array:
