@@ -4,8 +4,9 @@
 
 GAME is one of the 16 below, PRESET one of
 
-  published  the paper's settings (the default): 50,000 + 60,000 steps of networks of 4M to 8M
-             parameters and 4M frames online; for an accelerator
+  published  the paper's settings, and the authors' code's where its text has none (the default):
+             50,000 + 60,000 steps of networks of 4M to 8M parameters and 4M frames online, on data
+             of the experts here unless data.name says otherwise; for an accelerator
   small      52 minutes for all stages before online on miner, whose data were there, on one
              CPU core beside other work; more on games of no grid (GRIDS): bigfish, all stages from
              nothing, 96 minutes on two cores beside other trainings, before its policies saw
