@@ -7,14 +7,12 @@ GAME is one of the 16 below, PRESET one of
   published  the paper's settings, and the authors' code's where its text has none (the default):
              50,000 + 60,000 steps of networks of 4M to 8M parameters and 4M frames online, on data
              of the experts here unless data.name says otherwise; for an accelerator
-  small      52 minutes for all stages before online on miner, whose data were there, on one
-             CPU core beside other work; more on games of no grid (GRIDS): bigfish, all stages from
-             nothing, 96 minutes on two cores beside other trainings, before its policies saw
-             glimpses (GLIMPSES), which was not timed alone since. It has
-             networks on patches; an inverse model that pools, for latents of 12 bits; a forward
-             error relative to copying the last frame, normalised latents and codes
-             (results/tuning_lapo.md)
-  tiny       under two minutes: does every stage once, learns nothing; for tests
+  small      for CPUs. All stages of bigfish, from nothing: 96 minutes on two cores beside other
+             trainings, 84 of processor time; of the games of a grid (GRIDS), whose data were there,
+             57 (miner) and 84 (maze) on one core. Networks on patches; an inverse model that pools,
+             for latents of 12 bits; a forward error relative to copying the last frame; normalised
+             latents and codes (results/tuning_lapo.md)
+  tiny       two minutes or so: does every stage once, learns nothing; for tests
 """
 
 import ml_collections
