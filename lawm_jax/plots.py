@@ -198,14 +198,15 @@ def coloured_points(
     axes_row = figure.subplots(1, len(panels), squeeze=False)[0]
     values = np.unique(labels)
     colour_of = colormaps["tab20"]
-    for axes, (title, points) in zip(axes_row, panels.items(), strict=True):
+    for axes, (panel, points) in zip(axes_row, panels.items(), strict=True):
         for i, value in enumerate(values):
             chosen = points[labels == value]
             axes.scatter(
                 chosen[:, 0], chosen[:, 1], s=4, color=colour_of(i % 20), label=names[value],
                 linewidths=0,
             )
-        axes.set_title(title, fontsize=10)
+        axes.set_title(panel, fontsize=10)
+        axes.set_aspect("equal", adjustable="datalim")
         axes.set_xticks([])
         axes.set_yticks([])
     axes_row[-1].legend(
