@@ -35,5 +35,5 @@ def _plane(x: np.ndarray, seed: int) -> tuple[np.ndarray, str]:
             umap = UMAP(n_neighbors=min(15, len(x) - 1), random_state=seed, n_jobs=1)
             return umap.fit_transform(x), "UMAP"
     centred = np.pad(x - x.mean(0), ((0, 0), (0, max(2 - x.shape[1], 0))))
-    _, _, axes = np.linalg.svd(centred, full_matrices=True)
-    return centred @ axes[:2].T, "PCA"
+    _, axes = np.linalg.eigh(centred.T @ centred)  # of rising variance
+    return centred @ axes[:, :-3:-1], "PCA"
