@@ -17,7 +17,7 @@ ROWS = (
         "{dataset[return_statistics][p75]:.0f}",
     ),
     ("  frames to train on", "{dataset[train][read]}"),
-    ("  episodes", "{dataset[train][episodes]}"),
+    ("  episodes", "{dataset[train][read_episodes]}"),
     ("policy", ""),
     ("  return", "{evaluation[return_mean]:.1f} ± {evaluation[return_ci95]:.1f}"),
     ("  episodes", "{evaluation[episodes]}"),

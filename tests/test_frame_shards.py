@@ -123,7 +123,7 @@ def test_part_of_a_split_ends_where_it_is_cut(written):
 
 
 def test_the_fingerprint_of_a_part_is_of_what_was_read(tmp_path):
-    """A shard in another's place is told from it even where the split is not read whole."""
+    """Other data have another fingerprint even where a split is not read whole."""
     for folder, seed in (("a", 0), ("b", 1)):
         write_frames(tmp_path / folder, NAME, make(seed=seed), make(), {})
     parts = [read_frames(tmp_path / x, NAME, "train", max_frames=5).fingerprint for x in "aab"]

@@ -115,6 +115,7 @@ def test_the_data_policys_return_is_that_of_the_data(place, finished):
     assert results["data_policy"]["return_mean"] == pytest.approx(returns.mean())
     assert results["data_policy"]["episodes"] == len(returns)
     assert results["dataset"]["train"]["read"] == len(frames.reward) >= 600
+    assert results["dataset"]["train"]["read_episodes"] == len(returns)
 
 
 def test_a_run_logs_every_step_once_and_plays_each_policy_at_its_end(finished):
