@@ -20,6 +20,7 @@ TRAININGS = ("latent_action", "latent_policy", "cloning", "supervised_idm", "dis
 ENCODERS = ("idm", "policy", "expert_policy")
 PPO = ("online", "scratch", "expert")
 COLDEST = 1e-6  # logits divided by less may leave float32
+MOST_RESIZED = 4  # a frame's side may become so many times as long
 
 
 def check(config: ConfigDict, frame_shape: tuple[int, int, int], actions: int) -> None:
@@ -83,6 +84,13 @@ def _check_sizes(config: ConfigDict, frame_shape: tuple[int, int, int]) -> None:
             f"fdm.reach is {fdm.reach}; pixels of frames of {frame_shape[0]} x {frame_shape[1]} "
             f"cannot move further than {min(frame_shape[:2]) - 1}"
         )
+    for section in TRAININGS:
+        if config[section].shift >= min(frame_shape[:2]):
+            raise InputError(
+                f"{section}.shift is {config[section].shift}; it would move frames of "
+                f"{frame_shape[0]} x {frame_shape[1]} pixels out of sight: choose less than "
+                f"{min(frame_shape[:2])}"
+            )
     halvings = {"fdm.levels": max(fdm.patch, 1) * 2 ** (fdm.levels - 1)}
     for name in ENCODERS:
         encoder = config[name]
@@ -113,6 +121,11 @@ def _check_encoder(name: str, encoder: ConfigDict, frame_shape: tuple[int, int, 
             f"{name}.resize is {encoder.resize} and {name}.patch 0; only networks on patches "
             f"resize frames: set {name}.patch, or {name}.resize to 0"
         )
+    if encoder.resize > (largest := MOST_RESIZED * min(frame_shape[:2])):
+        raise InputError(
+            f"{name}.resize is {encoder.resize}; a side of more than {largest} pixels, "
+            f"{MOST_RESIZED} times the frame's, shows nothing more"
+        )
     if encoder.glimpses and encoder.pool:
         raise InputError(
             f"{name}.glimpses is {encoder.glimpses} and {name}.pool true; glimpses tell where they "
@@ -139,8 +152,9 @@ def _check_counts(config: ConfigDict) -> None:
     check_counts(config, "fdm", "width", "levels")
     check_not_negative(config, "fdm", "patch", "reach")
     check_counts(config, "vq", "books", "codes", "size", "embeddings")
-    check_not_negative(config, "vq", "commitment", "initial_count", "restart_below")
-    check_below_one(config, "vq", "decay")
+    check_not_negative(config, "vq", "commitment", "initial_count")
+    # A code restarts with a count of 1: below more than that it would do so at every step.
+    check_below_one(config, "vq", "decay", "restart_below")
     check_positive(config, "vq", "epsilon", "initial_scale")
     for section in TRAININGS:
         check_counts(config, section, "steps", "rows")

@@ -32,7 +32,7 @@ class VQConfig:
       initial_count: of the moving averages. The published 0 throws every code without assignments
         far away at the first update; any other keeps it where it is.
       restart_below: codes whose moving count falls below this are put on a random z of the batch;
-        0 never restarts.
+        0 never restarts; less than 1, the count that they restart with.
     """
 
     enabled: bool = True
