@@ -48,7 +48,8 @@ def stage_one():
 
 
 def cloning():
-    network = FrameNetwork(ENCODER, ACTIONS)
+    """A network that sees windows around places that it chooses."""
+    network = FrameNetwork(dataclasses.replace(ENCODER, glimpses=2, glimpse=8), ACTIONS)
     make = functools.partial(imitation.make_step, imitation.cloning_loss(network), LAPO)
     return make, imitation.init(network, LAPO, SHAPE, 0), None, windows()
 
