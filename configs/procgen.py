@@ -31,6 +31,8 @@ GRIDS = {"maze": (60, 4, 8), "miner": (60, 6, 6), "chaser": (66, 6, 6)}
 # Games whose player moves over the frame among things that matter by where they are from it: the
 # policy of `small` sees windows around places that it chooses (measured on bigfish only).
 GLIMPSES = ("bigfish",)
+# Games of a grid whose ways are long: `small` learns their policies of true actions for longer.
+WAYS = ("maze", "chaser")
 Config = ml_collections.ConfigDict
 
 
@@ -324,6 +326,10 @@ def _small(config: Config) -> None:
     if config.task in GLIMPSES:  # right on a little more of held-out actions, in the same time
         for training in (config.latent_policy, config.cloning, distillation):
             training.rows, training.steps = training.rows // 2, 2 * training.steps
+    if config.task in WAYS:
+        for training in (config.cloning, distillation):
+            training.rows, training.steps = training.rows // 2, 4 * training.steps
+        config.cloning.learning_rate = 2e-3  # of half the batch
     for ppo in (config.online, config.scratch):
         ppo.frames, ppo.envs = 102_400, 32
     online, end = config.online, (102_400.0, 0.0)
