@@ -9,9 +9,10 @@ GAME is one of the 16 below, PRESET one of
              of the experts here unless data.name says otherwise; for an accelerator
   small      for CPUs. All stages of bigfish, from nothing: 96 minutes on two cores beside other
              trainings, 84 of processor time; of the games of a grid (GRIDS), whose data were there,
-             57 (miner) and 84 (maze) on one core beside other work. Networks on patches; an inverse
-             model that pools, for latents of 12 bits; a forward error relative to copying the last
-             frame; normalised latents and codes (results/tuning_lapo.md)
+             57 (miner) and 84 (maze) on one core beside other work (all with latents of 8 bits; maze
+             learns for half an hour more now). Networks on patches; an inverse model that pools, for
+             latents of 12 bits; a forward error relative to copying the last frame; normalised
+             latents and codes (results/tuning_lapo.md)
   tiny       two minutes or so: does every stage once, learns nothing; for tests
 """
 
@@ -31,8 +32,8 @@ GRIDS = {"maze": (60, 4, 8), "miner": (60, 6, 6), "chaser": (66, 6, 6)}
 # Games whose player moves over the frame among things that matter by where they are from it: the
 # policy of `small` sees windows around places that it chooses (measured on bigfish only).
 GLIMPSES = ("bigfish",)
-# Games of a grid whose ways are long: `small` learns their policies of true actions for longer.
-WAYS = ("maze", "chaser")
+# Games whose ways are long: `small` has cloning and distillation learn from twice the windows.
+WAYS = ("maze",)
 Config = ml_collections.ConfigDict
 
 
@@ -286,7 +287,8 @@ def _small(config: Config) -> None:
     data.max_frames = 420_000  # 5.2 GB a split
     config.idm.channels, config.idm.multiplier, config.idm.blocks = (64,), 1, (1,)
     config.idm.patch, config.idm.pool = 8, True
-    # A policy has to find its way over the whole frame, which takes finer patches.
+    # A policy has to find its way over the whole frame, which takes finer patches than the inverse
+    # model's (where patches are cells, in GRIDS, on maze only).
     config.policy.channels, config.policy.multiplier, config.policy.blocks = (64, 64), 1, (0, 2)
     config.policy.patch = 4
     if config.task in GLIMPSES:
@@ -329,7 +331,7 @@ def _small(config: Config) -> None:
     if config.task in WAYS:
         for training in (config.cloning, distillation):
             training.rows, training.steps = training.rows // 2, 4 * training.steps
-        config.cloning.learning_rate = 2e-3  # of half the batch
+        config.cloning.learning_rate = 2e-3  # for half the rows; distillation keeps its own
     for ppo in (config.online, config.scratch):
         ppo.frames, ppo.envs = 102_400, 32
     online, end = config.online, (102_400.0, 0.0)

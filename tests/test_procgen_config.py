@@ -19,7 +19,8 @@ SHAPE = (64, 64, 3)
 
 
 @pytest.mark.parametrize(
-    ("game", "preset"), [*(("miner", preset) for preset in PRESETS), ("bigfish", "small")]
+    ("game", "preset"),
+    [*(("miner", preset) for preset in PRESETS), ("bigfish", "small"), ("maze", "small")],
 )
 def test_presets_resolve_and_their_networks_fit_the_frames(game, preset):
     program = resolve(get_config(f"{game},{preset}"), SHAPE, ACTIONS)
