@@ -153,10 +153,19 @@ def make_frames(run: Run, expert: Expert) -> None:
     """
     data, name = run.config.data, frames_name(run.config)
     print(f"making {name} in {run.data_dir} with the {expert.kind} expert", flush=True)
+    tenths_told = 0
+
+    def report(split: str, frames: int) -> None:
+        nonlocal tenths_told
+        tenths = min(10 * frames // data.train_frames, 10)
+        if split == "train" and tenths > tenths_told:
+            tenths_told = tenths
+            print(f"  {frames:,} of {data.train_frames:,} frames", flush=True)
+
     write_expert_dataset(
         run.data_dir, name, expert, train_frames=data.train_frames,
         test_frames=data.test_frames, seed=COLLECTION_SEED, num_levels=data.num_levels,
-        start_level=data.start_level, num_envs=data.num_envs, poll=poll_of(run),
+        start_level=data.start_level, num_envs=data.num_envs, poll=poll_of(run), report=report,
     )
 
 

@@ -113,6 +113,7 @@ def write_expert_dataset(
     start_level: int = 0,
     num_envs: int = 64,
     poll: Callable[[], None] = lambda: None,
+    report: Callable[[str, int], None] = lambda split, frames: None,
 ) -> epath.Path:
     """Lets an expert play and writes what it did; the same arguments give the same data.
 
@@ -128,6 +129,8 @@ def write_expert_dataset(
         start_level: the first of the training split's levels.
         num_envs: environments side by side.
         poll: called every step; it may raise to give up.
+        report: called as an episode is recorded, with the split ("train" or "test") and its frames
+            so far.
 
     Returns:
         The directory that holds the shards.
@@ -160,7 +163,11 @@ def write_expert_dataset(
         env = Procgen(game, num_envs, int(seeds[0]), num_levels, starts[split])
         act = expert.make_act(int(seeds[1]))
         tally = Tally()
-        yield from record_episodes(env, act, num_frames, tally, expert.patience, poll)
+        recorded = 0
+        for episode in record_episodes(env, act, num_frames, tally, expert.patience, poll):
+            yield episode
+            recorded += len(episode.observation)
+            report(split, recorded)
         env.close()
         metadata["played"][split] = tally.summary()
 
