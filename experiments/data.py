@@ -61,8 +61,7 @@ def load_dataset(run: Run, spec: TaskSpec) -> Dataset:
             spec.task, data.dataset, data.trajectories, COLLECTION_SEED,
             policies.load_snapshots(spec.task), poll_of(run),
         )
-        if not dataset_exists(run.data_dir, name):  # another run may have made the same meanwhile
-            write_dataset(run.data_dir, name, trajectories, metadata)
+        write_dataset(run.data_dir, name, trajectories, metadata)
 
     def read() -> Dataset:
         dataset = read_dataset(run.data_dir, name)
@@ -208,7 +207,12 @@ def _make_and_read(run: Run, name: str, make: Callable[[], None], read: Callable
     def make_once() -> None:
         missing = not run.config.data.name and not dataset_exists(run.data_dir, name)
         if runner.is_main() and missing:
-            make()
+            try:
+                make()
+            except InputError:
+                if not dataset_exists(run.data_dir, name):
+                    raise
+                print(f"another run has made {name} meanwhile", flush=True)
 
     runner.all_or_none(make_once)
     dataset = runner.all_or_none(read)
