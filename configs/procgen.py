@@ -8,11 +8,11 @@ GAME is one of the 16 below, PRESET one of
              50,000 + 60,000 steps of networks of 4M to 8M parameters and 4M frames online, on data
              of the experts here unless data.name says otherwise; for an accelerator
   small      for CPUs. All stages of bigfish, from nothing: 96 minutes on two cores beside other
-             trainings, 84 of processor time; of the games of a grid (GRIDS), whose data were there,
-             57 (miner) and 84 (maze) on one core beside other work; all with latents of 8 bits, and
-             maze learns for half an hour more now. Networks on patches; an inverse model that
-             pools, for latents of 12 bits; a forward error relative to copying the last frame;
-             normalised latents and codes (results/tuning_lapo.md)
+             trainings, and no less on idle ones; of the games of a grid (GRIDS), whose data were
+             there, 57 (miner) and 84 (maze) on one core beside other work, of which maze learns for
+             half an hour more now. Networks on patches; an inverse model that pools, for latents of
+             8 or 12 bits; a forward error relative to copying the last frame; normalised latents
+             and codes (results/tuning_lapo.md)
   tiny       two minutes or so: does every stage once, learns nothing; for tests
 """
 
