@@ -33,8 +33,8 @@ GRIDS = {"maze": (60, 4, 8), "miner": (60, 6, 6), "chaser": (66, 6, 6)}
 # policy of `small` sees windows around places that it chooses (measured on bigfish only).
 GLIMPSES = ("bigfish",)
 # Games whose latents have 12 bits in `small`, of two codes of 64; in the others 8. On maze 8 were
-# too few in one of two seeds, on chaser it did not matter, on bigfish 12 were too many (results/
-# tuning_lapo.md, twenty-second and twenty-fourth rounds).
+# too few in one of two seeds, on chaser it did not matter, on bigfish 12 were no better
+# (results/tuning_lapo.md, twenty-second and twenty-fourth rounds).
 TWELVE_BITS = ("maze", "chaser")
 # Games whose ways are long: `small` has cloning and distillation learn from twice the windows.
 WAYS = ("maze",)
@@ -309,8 +309,7 @@ def _small(config: Config) -> None:
     vq = config.vq
     # codes of z have a mean square of 1, and so have embeddings uniform in +- sqrt(3)
     vq.initial_scale, vq.initial_count, vq.decay, vq.restart_below = 1.732, 1.0, 0.99, 0.05
-    # Two codes of 4 bits: enough for an action once z cannot say where, and too few for much else,
-    # which bigfish's latents of 12 bits tell in its place.
+    # Two codes of 4 bits: enough for an action once z cannot say where, and too few for much else.
     vq.codes, vq.embeddings = 1, 64 if config.task in TWELVE_BITS else 16
     stage = config.latent_action
     stage.steps, stage.rows, stage.learning_rate = 3000, 64, 1e-3
