@@ -8,11 +8,11 @@ GAME is one of the 16 below, PRESET one of
              50,000 + 60,000 steps of networks of 4M to 8M parameters and 4M frames online, on data
              of the experts here unless data.name says otherwise; for an accelerator
   small      for CPUs. All stages of bigfish, from nothing: 96 minutes on two cores beside other
-             trainings, and no less on idle ones; of the games of a grid (GRIDS), whose data were
-             there, 57 (miner) and 84 (maze) on one core beside other work, of which maze learns for
-             half an hour more now. Networks on patches; an inverse model that pools, for latents of
-             8 or 12 bits; a forward error relative to copying the last frame; normalised latents
-             and codes (results/tuning_lapo.md)
+             trainings (100 with little beside it, with latents of 12 bits); of the games of a grid
+             (GRIDS), whose data were there, 57 (miner) and 84 (maze) on one core beside other work,
+             and maze learns for half an hour more now. Networks on patches; an inverse model that
+             pools, for latents of 8 or 12 bits; a forward error relative to copying the last frame;
+             normalised latents and codes (results/tuning_lapo.md)
   tiny       two minutes or so: does every stage once, learns nothing; for tests
 """
 
@@ -309,7 +309,8 @@ def _small(config: Config) -> None:
     vq = config.vq
     # codes of z have a mean square of 1, and so have embeddings uniform in +- sqrt(3)
     vq.initial_scale, vq.initial_count, vq.decay, vq.restart_below = 1.732, 1.0, 0.99, 0.05
-    # Two codes of 4 bits: enough for an action once z cannot say where, and too few for much else.
+    # Two codes of 4 or 6 bits: enough for an action once z cannot say where, and too few for much
+    # else.
     vq.codes, vq.embeddings = 1, 64 if config.task in TWELVE_BITS else 16
     stage = config.latent_action
     stage.steps, stage.rows, stage.learning_rate = 3000, 64, 1e-3

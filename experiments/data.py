@@ -4,6 +4,7 @@ Control tasks' trajectories are rolled out from shipped snapshots, Procgen's fra
 scripted experts and shipped PPO policies.
 """
 
+import contextlib
 import hashlib
 from collections.abc import Callable, Sequence
 from typing import NamedTuple, Protocol, TypeVar
@@ -13,6 +14,7 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from experiments.launch import Run, Stopped
+from experiments.progress import Progress
 from lawm_jax import collect, experts, policies, runner
 from lawm_jax.collect_procgen import write_expert_dataset
 from lawm_jax.data.frame_shards import SPLITS, FrameDataset, read_frames
@@ -152,20 +154,14 @@ def make_frames(run: Run, expert: Expert) -> None:
     """
     data, name = run.config.data, frames_name(run.config)
     print(f"making {name} in {run.data_dir} with the {expert.kind} expert", flush=True)
-    tenths_told = 0
-
-    def report(split: str, frames: int) -> None:
-        nonlocal tenths_told
-        tenths = min(10 * frames // data.train_frames, 10)
-        if split == "train" and tenths > tenths_told:
-            tenths_told = tenths
-            print(f"  {frames:,} of {data.train_frames:,} frames", flush=True)
-
-    write_expert_dataset(
-        run.data_dir, name, expert, train_frames=data.train_frames,
-        test_frames=data.test_frames, seed=COLLECTION_SEED, num_levels=data.num_levels,
-        start_level=data.start_level, num_envs=data.num_envs, poll=poll_of(run), report=report,
-    )
+    progress = Progress("frames", data.train_frames + data.test_frames, unit="frames")
+    with contextlib.closing(progress):
+        write_expert_dataset(
+            run.data_dir, name, expert, train_frames=data.train_frames,
+            test_frames=data.test_frames, seed=COLLECTION_SEED, num_levels=data.num_levels,
+            start_level=data.start_level, num_envs=data.num_envs, poll=poll_of(run),
+            report=progress.update,
+        )
 
 
 def _prefers_ppo(config: ConfigDict) -> bool:

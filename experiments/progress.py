@@ -1,4 +1,4 @@
-"""Progress of a training phase: a bar with ETA on a terminal, elsewhere a line now and then."""
+"""Progress of long work: a bar with ETA on a terminal, elsewhere a line now and then."""
 
 import sys
 import time
@@ -12,12 +12,13 @@ SECONDS_BETWEEN_LINES = 10.0
 class Progress:
     """Reports the steps of one phase.
 
-    phase: its name; total: its last step; first: the step that this start continues from.
+    phase: its name; total: its last step; first: the step that this start continues from; unit:
+    what is counted.
     """
 
-    def __init__(self, phase: str, total: int, first: int = 0) -> None:
+    def __init__(self, phase: str, total: int, first: int = 0, unit: str = "steps") -> None:
         self.first = first
-        self._phase, self._total = phase, total
+        self._phase, self._total, self._unit = phase, total, unit
         self._measured_from: tuple[int, float] | None = None  # step and time of the first update
         self._last_line = time.monotonic()
         self._bar = None
@@ -46,7 +47,7 @@ class Progress:
         if step == since:
             return ""
         rate = (step - since) / max(now - start, 1e-9)
-        return f"{rate:.3g} steps/s, {(self._total - step) / rate:.0f} s left"
+        return f"{rate:.3g} {self._unit}/s, {(self._total - step) / rate:.0f} s left"
 
     def close(self) -> None:
         """Ends the bar."""

@@ -113,7 +113,7 @@ def write_expert_dataset(
     start_level: int = 0,
     num_envs: int = 64,
     poll: Callable[[], None] = lambda: None,
-    report: Callable[[str, int], None] = lambda split, frames: None,
+    report: Callable[[int], None] = lambda frames: None,
 ) -> epath.Path:
     """Lets an expert play and writes what it did; the same arguments give the same data.
 
@@ -129,8 +129,8 @@ def write_expert_dataset(
         start_level: the first of the training split's levels.
         num_envs: environments side by side.
         poll: called every step; it may raise to give up.
-        report: called as an episode is recorded, with the split ("train" or "test") and its frames
-            so far.
+        report: called as an episode is recorded, with how many of the frames asked for, of both
+            splits, there are.
 
     Returns:
         The directory that holds the shards.
@@ -158,7 +158,7 @@ def write_expert_dataset(
         "played": {},
     }  # fmt: skip
 
-    def episodes(split: str, num_frames: int) -> Iterator[Episode]:
+    def episodes(split: str, num_frames: int, before: int) -> Iterator[Episode]:
         seeds = np.random.SeedSequence([seed, int(split == "test")]).generate_state(2) >> 1
         env = Procgen(game, num_envs, int(seeds[0]), num_levels, starts[split])
         act = expert.make_act(int(seeds[1]))
@@ -167,10 +167,16 @@ def write_expert_dataset(
         for episode in record_episodes(env, act, num_frames, tally, expert.patience, poll):
             yield episode
             recorded += len(episode.observation)
-            report(split, recorded)
+            if recorded < num_frames:
+                report(before + recorded)
+        report(before + num_frames)
         env.close()
         metadata["played"][split] = tally.summary()
 
     return write_frames(
-        data_dir, name, episodes("train", train_frames), episodes("test", test_frames), metadata
+        data_dir,
+        name,
+        episodes("train", train_frames, 0),
+        episodes("test", test_frames, train_frames),
+        metadata,
     )

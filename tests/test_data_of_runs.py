@@ -3,11 +3,11 @@
 import re
 
 import pytest
-from etils import epath
+from make_run import make_run
 
 from configs import dmc, procgen
 from experiments.data import load_dataset, load_frames
-from experiments.launch import Run, StopSignal
+from experiments.launch import StopSignal
 from lawm_jax.envs.dmc import task_spec
 from lawm_jax.errors import InputError
 
@@ -15,7 +15,7 @@ from lawm_jax.errors import InputError
 class Interlude(StopSignal):
     """Does something the first time that it is polled: while data are being made."""
 
-    def __init__(self, act=lambda: None):
+    def __init__(self, act):
         self.act = act
 
     @property
@@ -23,14 +23,6 @@ class Interlude(StopSignal):
         act, self.act = self.act, lambda: None
         act()
         return False
-
-
-def start(directory, config, interlude=lambda: None):
-    return Run(
-        config, epath.Path(directory) / "work", address=epath.Path(directory) / "work",
-        publish=lambda: None, data_dir=epath.Path(directory) / "data", render=False,
-        profile=False, command="the command", commit="the commit", stop=Interlude(interlude),
-    )  # fmt: skip
 
 
 def trajectories(run):
@@ -49,11 +41,12 @@ def test_of_two_runs_that_make_the_same_data_the_second_reads_the_firsts(
     tmp_path, capsys, load, config
 ):
     made = []
-    data = load(start(tmp_path, config, lambda: made.append(load(start(tmp_path, config)))))
+    interlude = Interlude(lambda: made.append(load(make_run(tmp_path, config))))
+    data = load(make_run(tmp_path, config, interlude))
     assert len(made) == 1 and data.fingerprint == made[0].fingerprint
     out = capsys.readouterr().out
     assert out.count("making ") == 2 and out.count("another run has made") == 1
-    again = load(start(tmp_path, config))
+    again = load(make_run(tmp_path, config))
     assert again.fingerprint == data.fingerprint and "making" not in capsys.readouterr().out
     assert not list((tmp_path / "data").rglob("incomplete*"))
 
@@ -62,11 +55,12 @@ def test_what_cannot_be_made_is_still_refused(tmp_path):
     config = procgen.get_config("maze,tiny")
     config.data.test_frames = 0
     with pytest.raises(InputError, match="at least 1 frame a split, not 2000 and 0"):
-        load_frames(start(tmp_path, config))
+        load_frames(make_run(tmp_path, config))
 
 
 def test_the_making_of_frames_says_how_far_it_is(tmp_path, capsys):
-    load_frames(start(tmp_path, procgen.get_config("maze,tiny")))
-    told = re.findall(r"^  ([\d,]+) of 2,000 frames$", capsys.readouterr().out, re.MULTILINE)
-    frames = [int(number.replace(",", "")) for number in told]
-    assert 5 <= len(frames) <= 10 and frames == sorted(set(frames)) and frames[-1] >= 2000
+    load_frames(make_run(tmp_path, procgen.get_config("maze,tiny")))
+    told = re.findall(r"^frames (\d+)/2400(.*)$", capsys.readouterr().out, re.MULTILINE)
+    (first, _), *_, (last, pace) = told
+    assert 0 < int(first) < 2000 and last == "2400"
+    assert re.fullmatch(r", [\d.e+]+ frames/s, 0 s left", pace)

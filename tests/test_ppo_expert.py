@@ -8,12 +8,13 @@ import jax
 import numpy as np
 import pytest
 from etils import epath
+from make_run import make_run
 
 from configs.procgen import get_config
 from experiments import collect
 from experiments.data import frames_name, load_frames
 from experiments.expert import trained_snapshot
-from experiments.launch import Run, Stopped, StopSignal
+from experiments.launch import Stopped, StopSignal
 from lawm_jax import experts, policies, ppo_snapshots
 from lawm_jax.collect_procgen import write_expert_dataset
 from lawm_jax.data.frame_shards import SPLITS, read_frames
@@ -46,13 +47,7 @@ def start(directory, stop_at=10**9, **changes):
         "collect.from_snapshots": False,
     }
     config.update_from_flattened_dict(settings | changes)
-    workdir = epath.Path(directory) / "work"
-    workdir.mkdir(parents=True, exist_ok=True)
-    return Run(
-        config, workdir, address=workdir, publish=lambda: None,
-        data_dir=epath.Path(directory) / "data", render=False, profile=False,
-        command="the command", commit="the commit", stop=StopAt(stop_at),
-    )
+    return make_run(directory, config, StopAt(stop_at))
 
 
 @pytest.fixture(scope="module")

@@ -9,9 +9,10 @@ from typing import NamedTuple
 import jax
 import numpy as np
 import pytest
+from make_run import make_run
 
 from configs.dmc import get_config
-from experiments import launch, shared_world
+from experiments import shared_world
 from experiments.identity import agent_seed, same_config
 from lawm_jax import bucket, runner
 from lawm_jax.checkpoint import Checkpoints, state_digest
@@ -73,11 +74,7 @@ def opened(tmp_path):
 
     def start(changes=()):
         config = make_config({"world_model.pretrained": str(tmp_path / "other"), **dict(changes)})
-        (tmp_path / "run").mkdir(exist_ok=True)
-        run = launch.Run(
-            config.lock(), tmp_path / "run", tmp_path / "run", lambda: None, tmp_path / "data",
-            render=False, profile=False, command="", commit="", stop=launch.StopSignal(),
-        )
+        run = make_run(tmp_path, config.lock())
         session = shared_world.open_session(run, resolved(config), make_state(config), "data")
         return run, session
 
@@ -149,7 +146,7 @@ def test_a_world_model_that_is_not_the_runs_own_is_refused(
     other(**left)
     with pytest.raises(InputError, match=rf"world_model.pretrained: {tmp_path}/other .*{message}"):
         opened()
-    assert not list((tmp_path / "run").iterdir())  # so that nothing is claimed
+    assert not list((tmp_path / "work").iterdir())  # so that nothing is claimed
 
 
 def test_a_run_that_is_not_there_or_has_saved_nothing_is_refused(opened, tmp_path):
@@ -184,7 +181,8 @@ def test_a_run_goes_on_only_with_the_world_model_that_it_was_begun_on(other, ope
     session.close()
     opened()[1].close()
     other(params=8.0)  # trained again, by other code perhaps
-    with pytest.raises(InputError, match="run was begun on another world model than .*/other now"):
+    message = "/work was begun on another world model than .*/other now"
+    with pytest.raises(InputError, match=message):
         opened()
 
 
